@@ -1,0 +1,71 @@
+"""A configuration -> the causal LM on the meta device: every module and shape, no weights, no memory.
+
+Code that ships inside a model repository is never run. What comes out is for `shape`; nothing here counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+
+from moecap.errors import ConfigError, UnsupportedModelError
+from moecap.model.source import resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
+"""Model types that transformers doesn't know, but which declare the classes of one that it knows."""
+
+
+def meta_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
+    """The model that a Hugging Face id, a folder, a config.json or its content describes; of a multimodal wrapper, the
+    text model. UnsupportedModelError when it can't be built, ConfigError when the configuration can't be read."""
+    raw = source if isinstance(source, Mapping) else _read(source)
+    config = _text_config(raw)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # transformers raises anything from KeyError to ImportError here
+        raise UnsupportedModelError(
+            f"model type {raw['model_type']!r} can't be built as a causal LM: {error}"
+        ) from error
+    return model
+
+
+def _text_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
+    """Of the wrapper if transformers knows it, else of the text model inside it."""
+    candidates = [raw, raw.get("text_config") or {}]
+    for candidate in candidates:
+        declared = candidate.get("model_type", "")
+        model_type = SAME_ARCHITECTURE.get(declared, declared)
+        if model_type in CONFIG_MAPPING:
+            # Parameters are counted as such: how a checkpoint packs them must not change the modules.
+            plain = {k: v for k, v in candidate.items() if k not in ("model_type", "quantization_config")}
+            try:
+                return CONFIG_MAPPING[model_type].from_dict(plain).get_text_config(decoder=True)
+            except Exception as error:  # configurations validate themselves with exceptions of every kind
+                raise UnsupportedModelError(f"model type {declared!r}: bad configuration: {error}") from error
+    raise UnsupportedModelError(f"model type {raw.get('model_type')!r} is not one that transformers knows")
+
+
+def _read(source: str | Path) -> Mapping[str, Any]:
+    found = resolve(str(source))
+    try:
+        if isinstance(found, Path):
+            raw = json.loads((found / "config.json" if found.is_dir() else found).read_text())
+        else:
+            raw, _ = PreTrainedConfig.get_config_dict(found)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"its configuration can't be read: {error}",
+            "model",
+            str(source),
+            "give a Hugging Face id or a local folder",
+        ) from error
+    return dict(raw)

@@ -1,0 +1,130 @@
+"""What mixes tokens in a layer: recognises attention and linear mixers by their parts, and says what they keep.
+
+A module is recognised by the submodules and attributes that its own forward uses, never by a model's name. A new kind
+of mixer is one function here, added to `RECOGNISERS`. What isn't recognised is refused by the caller, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from moecap.errors import UnsupportedModelError
+from moecap.records import MixerKind
+
+FUSED_QKV = ("qkv_proj", "Wqkv", "query_key_value")
+OUTPUT = ("o_proj", "out_proj", "dense")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixer:
+    """One mixer, apart from its parameters. Field meanings as in `records.LayerShape`."""
+
+    kind: MixerKind
+    """`full_attention` also for a layer that a window narrows later: the window is the layer's, not the module's."""
+    score_flops_per_pair: int = 0
+    kv_elements_per_token: int = 0
+    state_elements: int = 0
+
+
+def recognise_mixer(module: nn.Module) -> Mixer | None:
+    """The mixer that `module` is; None when it is none, or of an unknown kind."""
+    return next((mixer for recognise in RECOGNISERS if (mixer := recognise(module)) is not None), None)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Any normalisation: transformers has one class of its own per family, all named so."""
+    return "norm" in type(module).__name__.lower() and not any(module.children())
+
+
+def _latent_attention(module: Any) -> Mixer | None:
+    """MLA (DeepSeek-V2): one latent and one rope key per token, shared by all heads.
+
+    Engines absorb kv_b_proj into query and output: scores over latent + rope, values over the latent, per head. With an
+    indexer (DeepSeek-V3.2) its key is cached too; scores count every pair, as before the indexer selects.
+    """
+    if not (hasattr(module, "kv_b_proj") and hasattr(module, "kv_lora_rank")):
+        return None
+    latent, rope = module.kv_lora_rank, module.qk_rope_head_dim
+    indexer = getattr(module, "indexer", None)
+    index_key = 0 if indexer is None else indexer.head_dim
+    return Mixer(
+        kind="mla",
+        score_flops_per_pair=2 * module.num_heads * ((latent + rope) + latent),
+        kv_elements_per_token=latent + rope + index_key,
+    )
+
+
+def _gated_delta_net(module: Any) -> Mixer | None:
+    """Gated DeltaNet (Qwen3-Next): a key x value matrix per value head, and the convolution's last inputs."""
+    if not all(hasattr(module, name) for name in ("conv1d", "A_log", "num_v_heads", "head_k_dim", "head_v_dim")):
+        return None
+    matrix = module.num_v_heads * module.head_k_dim * module.head_v_dim
+    return Mixer(kind="linear", state_elements=matrix + _convolution_state(module))
+
+
+def _mamba2(module: Any) -> Mixer | None:
+    """Mamba-2: a head_dim x state matrix per head, and the convolution's last inputs."""
+    if not all(hasattr(module, name) for name in ("conv1d", "A_log", "D", "num_heads", "head_dim", "ssm_state_size")):
+        return None
+    matrix = module.num_heads * module.head_dim * module.ssm_state_size
+    return Mixer(kind="linear", state_elements=matrix + _convolution_state(module))
+
+
+def _softmax_attention(module: Any) -> Mixer | None:
+    """Multi-head, grouped-query or multi-query attention; sinks, query norms and output gates change nothing here.
+
+    Heads come from the weights: families override head counts and value widths per layer, and gates widen q_proj.
+    """
+    output = _first(module, OUTPUT)
+    fused = _first(module, FUSED_QKV)
+    if output is None or not (fused or hasattr(module, "k_proj")) or not _only_projections(module):
+        return None
+    if not (hasattr(module, "head_dim") and hasattr(module, "num_key_value_groups")):
+        return None
+    key_dim, groups = module.head_dim, module.num_key_value_groups
+    if fused:
+        kv_heads, value_dim = fused.out_features // (key_dim * (groups + 2)), key_dim
+    else:
+        values = getattr(module, "v_proj", None) or module.k_proj  # without v_proj the key's projection is the value
+        kv_heads = module.k_proj.out_features // key_dim
+        value_dim = values.out_features // kv_heads
+    heads = kv_heads * groups
+    if output.in_features != heads * value_dim:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}: {heads} heads of {value_dim} values don't fill an output projection of "
+            f"{output.in_features} inputs"
+        )
+    return Mixer(
+        kind="full_attention",
+        score_flops_per_pair=2 * heads * (key_dim + value_dim),
+        kv_elements_per_token=kv_heads * (key_dim + value_dim),
+    )
+
+
+def _only_projections(module: nn.Module) -> bool:
+    """Linears and norms alone: an indexer, compressor, convolution or expert inside makes it another kind of mixer."""
+    holders = (child for child in module.children() if any(True for _ in child.parameters()))
+    return all(isinstance(child, nn.Linear) or is_norm(child) for child in holders)
+
+
+def _convolution_state(module: Any) -> int:
+    """Inputs that a causal convolution must remember: all of its window but the current token."""
+    convolution: nn.Conv1d = module.conv1d
+    return convolution.in_channels * (convolution.kernel_size[0] - 1)
+
+
+def _first(module: nn.Module, names: tuple[str, ...]) -> nn.Linear | None:
+    found = (getattr(module, name, None) for name in names)
+    return next((child for child in found if isinstance(child, nn.Linear)), None)
+
+
+RECOGNISERS: tuple[Callable[[Any], Mixer | None], ...] = (
+    _latent_attention,
+    _gated_delta_net,
+    _mamba2,
+    _softmax_attention,
+)

@@ -1,0 +1,169 @@
+"""An instantiated causal LM, real or on the meta device -> its ModelShape: exact parameters, KV and FLOPs per layer.
+
+Roles come from `classify`, mixers from `mixers`; here they are counted. Bytes need widths, which only an engine knows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from moecap.errors import UnsupportedModelError
+from moecap.model.build import meta_model
+from moecap.model.classify import Part, classify_parameters, parts_of
+from moecap.model.mixers import Mixer, recognise_mixer
+from moecap.records import LayerShape, ModelShape, TensorClass
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["classify_parameters", "shape_from_config", "shape_of"]
+
+TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
+SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+
+
+def shape_from_config(source: str | Path | Mapping[str, Any]) -> ModelShape:
+    """ModelShape of a Hugging Face id, a folder, a config.json or its content, without any weights.
+
+    UnsupportedModelError names the model type or module that can't be built or accounted for.
+    """
+    model = meta_model(source)
+    return shape_of(model, model.config.model_type if isinstance(source, Mapping) else str(source))
+
+
+def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
+    """ModelShape of an instantiated causal LM. UnsupportedModelError names the module that can't be accounted for."""
+    config, parts = model.config.get_text_config(decoder=True), parts_of(model)
+    outer = _params([part for part in parts if part.layer is None])
+    by_layer: list[list[Part]] = [[] for _ in range(config.num_hidden_layers)]
+    for part in parts:
+        if part.layer is not None:
+            by_layer[part.layer].append(part)
+    return ModelShape(
+        name=name,
+        model_type=model.config.model_type,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        layers=tuple(_layer_shape(index, layer, config) for index, layer in enumerate(by_layer)),
+        embedding_params=outer["embedding"],
+        lm_head_params=outer["lm_head"],
+        lm_head_matrix_params=model.get_output_embeddings().weight.numel(),
+        final_norm_params=outer["norm"],
+    )
+
+
+def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig) -> LayerShape:
+    params = _params(parts)
+    experts = _only(parts, "routed_expert", index)
+    mixer, window_tokens = _mixer(index, parts, config)
+    num_experts = _num_experts(experts) if experts else 0
+    top_k = _top_k(parts, config) if experts else 0
+    used = Counter({kind: _matmul_params(parts, kind) for kind in ("router", "shared_expert", "dense_ffn")})
+    if experts:
+        used["routed_expert"] = top_k * _share(experts.matmul_params, num_experts, experts)
+    return LayerShape(
+        index=index,
+        mixer=mixer.kind,
+        mixer_params=params["mixer"],
+        mixer_matmul_params=_matmul_params(parts, "mixer"),
+        score_flops_per_pair=mixer.score_flops_per_pair,
+        kv_elements_per_token=mixer.kv_elements_per_token,
+        window_tokens=window_tokens,
+        state_elements=mixer.state_elements,
+        dense_ffn_params=params["dense_ffn"],
+        num_experts=num_experts,
+        top_k=top_k,
+        expert_params=_share(experts.params, num_experts, experts) if experts else 0,
+        num_shared_experts=_num_shared_experts(config) if params["shared_expert"] else 0,
+        shared_expert_params=params["shared_expert"],
+        router_params=params["router"],
+        norm_params=params["norm"],
+        ffn_matmul_params_per_token=used.total(),
+    )
+
+
+def _params(parts: Sequence[Part]) -> Counter[TensorClass]:
+    counted: Counter[TensorClass] = Counter()
+    for part in parts:
+        counted[part.tensor_class] += part.params
+    return counted
+
+
+def _matmul_params(parts: Sequence[Part], kind: str) -> int:
+    return sum(part.matmul_params for part in parts if part.tensor_class == kind)
+
+
+def _only(parts: Sequence[Part], kind: TensorClass, index: int) -> Part | None:
+    found = [part for part in parts if part.tensor_class == kind]
+    if len(found) > 1:
+        names = ", ".join(type(part.module).__name__ for part in found)
+        raise UnsupportedModelError(
+            f"layer {index} has {len(found)} parts of the class {kind} ({names}), at most one counts"
+        )
+    return found[0] if found else None
+
+
+def _mixer(index: int, parts: Sequence[Part], config: PreTrainedConfig) -> tuple[Mixer, int | None]:
+    """The layer's mixer and window. Hybrids that alternate mixers and MoE blocks have layers without a mixer."""
+    part = _only(parts, "mixer", index)
+    mixer = recognise_mixer(part.module) if part else None
+    if part is None or mixer is None:
+        return Mixer(kind="none"), None
+    window_tokens = _window_tokens(index, part.module, config) if mixer.kv_elements_per_token else None
+    if window_tokens is not None and mixer.kind == "full_attention":
+        mixer = replace(mixer, kind="sliding_attention")
+    return mixer, window_tokens
+
+
+def _window_tokens(index: int, module: nn.Module, config: PreTrainedConfig) -> int | None:
+    """The layer's window by the model's own layer types; without these, the one of all layers.
+
+    A chunk (Llama 4) bounds the attended tokens like a window of its size does: right for the memory that KV takes, an
+    upper bound for the tokens that a query attends to.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    windows = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    return int(getattr(config, windows[kinds[index]])) if kinds[index] in windows else None
+
+
+def _num_experts(experts: Part) -> int:
+    if isinstance(experts.module, nn.ModuleList):
+        return len(experts.module)
+    fused = (parameter.shape[0] for parameter in experts.parameters.values() if parameter.dim() == 3)
+    count: int | None = next(fused, None) or getattr(experts.module, "num_experts", None)
+    if count is None:
+        raise UnsupportedModelError(f"{type(experts.module).__name__} doesn't tell how many experts it holds")
+    return count
+
+
+def _top_k(parts: Sequence[Part], config: PreTrainedConfig) -> int:
+    """As the MoE modules hold it (they route by it), else as the configuration says."""
+    routing = [part for part in parts if part.tensor_class in ("routed_expert", "router")]
+    holders = [holder for part in routing for holder in (part.parent, part.module)]
+    for holder in (*holders, config):
+        for name in TOP_K:
+            if isinstance(top_k := getattr(holder, name, None), int):
+                return top_k
+    raise UnsupportedModelError(f"model type {config.model_type!r}: neither its modules nor its config tell top-k")
+
+
+def _num_shared_experts(config: PreTrainedConfig) -> int:
+    """As configured; families with just one don't say so."""
+    counts = (getattr(config, name, None) for name in SHARED_EXPERTS)
+    return next((count for count in counts if count), 1)
+
+
+def _share(params: int, num_experts: int, experts: Part) -> int:
+    if params % num_experts:
+        raise UnsupportedModelError(
+            f"{type(experts.module).__name__}: {params} parameters don't divide by {num_experts}"
+        )
+    return params // num_experts

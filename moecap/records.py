@@ -1,0 +1,617 @@
+"""The nouns: frozen records that pass between the stages. They hold data and check it; they do no I/O.
+
+Quantities carry their unit in the name. All `*_ns` of a run are on one clock of its host (`time.monotonic_ns`).
+None means unknown (with a reason beside it where one is known), never 0.
+
+Identity: `PointSpec.point_id` names what is measured; `RunSpec.run_id` adds the hardware it ran on and the repeat.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+TensorClass = Literal["mixer", "router", "routed_expert", "shared_expert", "dense_ffn", "norm", "embedding", "lm_head"]
+TENSOR_CLASSES: tuple[TensorClass, ...] = (
+    "mixer", "router", "routed_expert", "shared_expert", "dense_ffn", "norm", "embedding", "lm_head",
+)  # fmt: skip
+NodeKind = Literal["gpu", "cpu-offload", "expert-parallel", "cpu"]
+MixerKind = Literal["full_attention", "sliding_attention", "mla", "linear", "none"]
+
+
+class Phase(StrEnum):
+    """What a pass, or a window, is doing."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+    WARMUP = "warmup"
+    STEADY = "steady"
+    ACCURACY = "accuracy"
+
+
+def to_jsonable(value: Any) -> Any:
+    """Records, enums, tuples, sets and mappings as plain JSON values; mappings keep their order."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(to_jsonable(item) for item in value)
+    if isinstance(value, list | tuple):
+        return [to_jsonable(item) for item in value]
+    return value
+
+
+def content_hash(value: Any) -> str:
+    """16 hexadecimal digits of SHA-256 over the canonical JSON of `value`."""
+    canonical = json.dumps(to_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------- what is to be measured
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """Which weights."""
+
+    name: str
+    """What the study wrote: `reference`, a Hugging Face id or a local path."""
+    revision: str | None = None
+    """Hugging Face revision; for local weights, a hash of config.json and the weight files' headers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemSpec:
+    """What serves the model, on which kind of node."""
+
+    name: str
+    engine: str
+    node: NodeKind
+    device: str = "any"
+    """A catalogue key, `any`, or `each` (replaced by the device models present when the plan is made)."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Engine arguments, passed through."""
+    dtype: str = "auto"
+    kv_dtype: str = "auto"
+    quantization: str | None = None
+    resident_share: float | None = None
+    """Share of the routed experts kept in the memory that computes; None: everything is resident."""
+    top_k: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadSpec:
+    """Where prompts come from. `options` belong to the workload type (see `moecap/workload/`)."""
+
+    type: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Short and readable: `synthetic(input_tokens=64,output_tokens=32)`."""
+        return f"{self.type}({','.join(f'{k}={v}' for k, v in sorted(self.options.items()))})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadSpec:
+    """How requests arrive."""
+
+    arrival: str = "closed"
+    concurrency: int | None = None
+    """Closed loop: requests in flight."""
+    rate_per_s: float | None = None
+    """Open loop: mean arrival rate."""
+    staggered: bool = True
+    """Closed loop: first requests start spread over one generation, so that they don't end, and refill, in lockstep."""
+
+    @property
+    def label(self) -> str:
+        """Short and readable: `concurrency=8`."""
+        return f"concurrency={self.concurrency}" if self.arrival == "closed" else f"rate={self.rate_per_s}/s"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowSpec:
+    """How much is run before and inside the measurement window."""
+
+    warmup_requests: int
+    requests: int
+    """Planned requests after warm-up; closed loop: at least 3 x concurrency."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccuracySpec:
+    """Which graded tasks, how many items of each."""
+
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    """Items per task; None: all."""
+    batch_size: int = 32
+    """Most requests in flight while scoring."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointSpec:
+    """One thing to measure: a performance point (workload and load) or an accuracy point (accuracy), never both."""
+
+    model: ModelSpec
+    system: SystemSpec
+    workload: WorkloadSpec | None = None
+    load: LoadSpec | None = None
+    window: WindowSpec | None = None
+    accuracy: AccuracySpec | None = None
+    seed: int = 0
+    routing: Literal["counts", "tokens"] = "counts"
+
+    def __post_init__(self) -> None:
+        performance = (self.workload, self.load, self.window)
+        if (self.accuracy is None) == (None in performance) or (self.accuracy is not None and any(performance)):
+            raise ValueError(f"a point has workload, load and window, or accuracy alone; got {self}")
+
+    @property
+    def point_id(self) -> str:
+        """Content hash of everything here."""
+        return content_hash(self)
+
+    @property
+    def kind(self) -> Literal["performance", "accuracy"]:
+        """Which of the two it is."""
+        return "performance" if self.accuracy is None else "accuracy"
+
+    @property
+    def label(self) -> str:
+        """One line for people: system and load."""
+        return f"{self.system.name} {self.load.label if self.load else 'accuracy'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """One repeat of one point."""
+
+    point: PointSpec
+    repeat: int = 0
+
+    def run_id(self, fingerprint: str) -> str:
+        """Content hash of the point, the hardware fingerprint it ran on, and the repeat."""
+        return content_hash({"point": self.point.point_id, "hardware": fingerprint, "repeat": self.repeat})
+
+    @property
+    def label(self) -> str:
+        """One line for people: system, load and repeat."""
+        return f"{self.point.label} #{self.repeat}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepeatsSpec:
+    """Repeats stop early, from `min` on, when the 95 % interval of output_tokens_per_s is narrow enough."""
+
+    min: int = 3
+    max: int = 3
+    ci95_rel_width: float = 0.05
+
+
+# ------------------------------------------------------------------------------------------------- where it can be run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceInfo:
+    """One accelerator of a node."""
+
+    uuid: str
+    index: int
+    name: str
+    """As the driver reports it."""
+    key: str | None
+    """Catalogue key; None when the catalogue doesn't know it."""
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeInfo:
+    """One live node, as seen from itself."""
+
+    node_id: str
+    hostname: str
+    kinds: frozenset[NodeKind]
+    cpu_model: str
+    num_cpus: int
+    memory_bytes: int
+    devices: tuple[DeviceInfo, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def device_key(self) -> str:
+        """What `device:` in a study matches: the accelerators' catalogue key (or name), else `cpu`."""
+        return (self.devices[0].key or self.devices[0].name) if self.devices else "cpu"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of device models and count, CPU model and count: no serial numbers, no host names."""
+        return content_hash([sorted(d.name for d in self.devices), self.cpu_model, self.num_cpus])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where a run goes."""
+
+    node_id: str
+    hostname: str
+    kind: NodeKind
+    device_uuids: tuple[str, ...] = ()
+    """Empty: the run computes on the host's CPUs."""
+    num_cpus: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """Why no node can host a point, and the nearest change that would help."""
+
+    reason: str
+    remedy: str
+
+
+# ------------------------------------------------------------------------------------------ what the hardware can do
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peaks:
+    """Peak rates of the whole deployment (sums over its devices), and where they come from."""
+
+    source: Literal["catalogue", "calibrated"]
+    memory_bytes_per_s: float | None
+    """Of the memory that compute reads from."""
+    flops_per_s: Mapping[str, float]
+    """Dense peak by compute dtype (`float32`, `bfloat16`, ...); a dtype that is absent is unknown."""
+    tier_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    """Peak of other memory tiers (`host`, `ssd`)."""
+    method: str = ""
+    """How it was measured, or the catalogue row."""
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """Calibration: (max - min) / median over its repeats, by quantity."""
+
+
+# ---------------------------------------------------------------------------------------------------- what a model is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerShape:
+    """One decoder layer in parameters. `matmul` counts only weights of matrix products (no bias, norm, conv)."""
+
+    index: int
+    mixer: MixerKind
+    """`none`: a layer that is a feed-forward alone, as hybrids have."""
+    mixer_params: int
+    """Attention or linear mixer with its own norms, biases and sinks."""
+    mixer_matmul_params: int
+    score_flops_per_pair: int
+    """FLOPs of attention scores and values for one (query, attended key) pair, all heads; MLA: as engines compute it
+    (absorbed, over the latent). 0 for linear mixers."""
+    kv_elements_per_token: int
+    """Elements that this layer's KV cache keeps per token (MLA: latent + rope); 0 without KV."""
+    window_tokens: int | None
+    """Sliding window, counting the query's own position; None: the whole context."""
+    state_elements: int = 0
+    """Elements of recurrent state per sequence (linear mixers)."""
+    dense_ffn_params: int = 0
+    num_experts: int = 0
+    """0: a dense layer."""
+    top_k: int = 0
+    expert_params: int = 0
+    """One routed expert."""
+    num_shared_experts: int = 0
+    shared_expert_params: int = 0
+    """All shared experts together."""
+    router_params: int = 0
+    """Router and shared-expert gate."""
+    norm_params: int = 0
+    ffn_matmul_params_per_token: int = 0
+    """Matrix parameters that one token uses outside the mixer: router, top-k experts, shared experts, dense FFN."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """What a model weighs and computes, exact, in parameters; bytes come from the widths an engine holds."""
+
+    name: str
+    model_type: str
+    hidden_size: int
+    vocab_size: int
+    layers: tuple[LayerShape, ...]
+    embedding_params: int
+    lm_head_params: int
+    """0 if tied to the embedding."""
+    lm_head_matrix_params: int
+    """The matrix that produces logits, tied or not."""
+    final_norm_params: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldWeights:
+    """How a running engine holds a model: what bytes and compute dtypes are derived from."""
+
+    bytes_per_param: Mapping[str, float]
+    """Tensor class -> held bytes / parameters, scales included (exact ratio of what is held)."""
+    compute_dtype: Mapping[str, str]
+    """Tensor class -> dtype of its matrix products; `attention` -> dtype of scores."""
+    kv_bytes_per_element: float
+    activation_bytes_per_element: float
+    weight_bytes: Mapping[str, int]
+    """Tensor class -> bytes held in all tiers."""
+    resident_weight_bytes: int
+    """Bytes held in the memory that compute reads from."""
+
+
+# ------------------------------------------------------------------------------------------------------- what happened
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One request, ready to be sent."""
+
+    request_id: str
+    item_index: int
+    prompt_token_ids: tuple[int, ...]
+    max_new_tokens: int
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    """0: greedy."""
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestRecord:
+    """One attempt at a request, as observed at the engine's boundary."""
+
+    request_id: str
+    attempt: int
+    item_index: int
+    replica: int
+    scheduled_ns: int | None
+    sent_ns: int
+    first_token_ns: int | None
+    end_ns: int | None
+    chunk_ns: tuple[int, ...]
+    chunk_tokens: tuple[int, ...]
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    status: Literal["ok", "failed"]
+    error: str | None = None
+    output_token_ids: tuple[int, ...] = ()
+    """Not stored with the run's requests; accuracy keeps the text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassRecord:
+    """One forward pass of one data-parallel replica."""
+
+    pass_id: int
+    step_id: int
+    replica: int
+    phase: Phase
+    started_ns: int
+    """End of the replica's previous pass, or this pass's launch when nothing was scheduled between."""
+    launched_ns: int
+    duration_ns: int
+    num_requests: int
+    query_lens: tuple[int, ...]
+    """Per request: tokens computed in this pass."""
+    context_lens: tuple[int, ...]
+    """Per request: tokens attended at its end."""
+    scheduled_tokens: int
+    cached_tokens: int
+    logits_tokens: int
+    padded_tokens: int
+    accepted_tokens: int | None
+    valid: bool
+    invalid_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutingRecord:
+    """What the router of one MoE layer did in one pass."""
+
+    pass_id: int
+    layer: int
+    counts: tuple[int, ...]
+    """Real tokens per expert."""
+    distinct: int
+    distinct_physical: int
+    """Padding rows included, as the kernels read."""
+    token_experts: tuple[tuple[int, ...], ...] | None = None
+    """Per real token its top-k experts; only with `routing: tokens`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TierRecord:
+    """What one pass read from one memory tier."""
+
+    pass_id: int
+    tier: Literal["hbm", "host", "ssd"]
+    bytes_read: int
+    expert_hits: int
+    expert_misses: int
+    stall_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeRecord:
+    """Everything an engine recorded while serving."""
+
+    passes: tuple[PassRecord, ...]
+    routing: tuple[RoutingRecord, ...]
+    requests: tuple[RequestRecord, ...]
+    tiers: tuple[TierRecord, ...] = ()
+    observer_ns: int | None = None
+    """Time spent observing inside the measured path."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostSample:
+    """One reading of a host."""
+
+    time_ns: int
+    host: str
+    cpu_utilisation: float | None
+    """0 to 1 over all CPUs, since the previous sample."""
+    memory_used_bytes: int | None
+    engine_rss_bytes: int | None
+    package_energy_j: float | None
+    """Monotonic counter, wrap-arounds removed."""
+    dram_energy_j: float | None
+    disk_read_bytes: int | None
+    disk_written_bytes: int | None
+    network_sent_bytes: int | None
+    network_received_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRecord:
+    """One graded item."""
+
+    task: str
+    item_id: str
+    repeat: int
+    raw_output: str | None
+    score: float
+    status: Literal["ok", "truncated", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """A stretch of a run."""
+
+    start_ns: int
+    end_ns: int
+    phase: Phase
+    label: str = ""
+    """Accuracy: the task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a stored run is: written last, so its presence means that the run is whole."""
+
+    schema_version: int
+    study: str
+    run_id: str
+    point_id: str
+    spec: RunSpec
+    placement: Placement
+    node: NodeInfo
+    fingerprint: str
+    packages: Mapping[str, str]
+    git_commit: str | None
+    engine: Mapping[str, Any]
+    """Settings as the engine resolved them (attention and experts implementation, threads, KV layout ...)."""
+    shape: ModelShape
+    held: HeldWeights
+    peaks: tuple[Peaks, ...]
+    """Every known peak source; reports choose one."""
+    windows: tuple[Window, ...]
+    clock: str
+    """Name of the clock of all `*_ns`."""
+    wall_offset_ns: int
+    """Add to a `*_ns` to get Unix time."""
+    attempted: int
+    served: int
+    completed: int
+    checks_passed: tuple[str, ...]
+    checks_failed: Mapping[str, str]
+    """Check -> what was seen."""
+    flags: Mapping[str, str]
+    """What a reader must know (dummy weights, overhead-bound, estimated energy ...) -> why."""
+    unknown: Mapping[str, str]
+    """Quantity that is null -> reason."""
+    observer_ns: int | None
+    """Time that the probe spent inside the measured path."""
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    """Telemetry: asked period, samples taken, late samples, CPU seconds used."""
+
+
+# ------------------------------------------------------------------------------------------------- what it amounts to
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One row of metrics.parquet."""
+
+    level: Literal["run", "point", "system"]
+    id: str
+    """run_id, point_id or system name."""
+    metric: str
+    phase: str | None
+    scope: Literal["paper", "physical"] | None
+    stat: Literal["value", "mean", "p50", "p90", "p99"]
+    peak_source: str | None
+    qualifiers: str
+    """JSON object: cost_basis, price_kind, energy_source, energy_scope, observer, tier, task."""
+    unit: str
+    value: float | None
+    missing_reason: str | None
+    n: int
+    """What the value rests on: passes, requests, runs or items."""
+    ci95_low: float | None = None
+    ci95_high: float | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------- the study
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SloSpec:
+    """Limits that a request must hold; a point meets them if `share` of its requests do."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    share: float = 0.99
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostSpec:
+    """How hardware is charged."""
+
+    basis: Literal["node"] = "node"
+    kind: Literal["purchase", "rental"] = "purchase"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CapSpec:
+    """Axes of the CAP diagram, and what they are normalised against."""
+
+    cost: str = "usd_per_million_output_tokens"
+    accuracy: str = "accuracy"
+    performance: str = "output_tokens_per_s"
+    reference: str | None = None
+    """System whose values are 1; None: min-max over the compared set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyPlan:
+    """A study, resolved: every point, and how results are reduced. Written whole to plan.json."""
+
+    name: str
+    store: str
+    points: tuple[PointSpec, ...]
+    repeats: RepeatsSpec
+    order: Literal["listed", "random"] = "listed"
+    cooldown_s: float = 0.0
+    deadline_s: float = 600.0
+    """For one run, and for one engine start."""
+    slo: SloSpec | None = None
+    peaks: Literal["catalogue", "calibrated"] = "calibrated"
+    cost: CostSpec = field(default_factory=CostSpec)
+    cap: CapSpec = field(default_factory=CapSpec)
+    prices: Mapping[str, Any] = field(default_factory=dict)
+    """What the study overrides of prices.yaml."""
+    dropped_points: tuple[str, ...] = ()
+    """Points of an earlier edition of the study: kept in the store, marked, not run again."""

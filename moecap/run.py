@@ -1,0 +1,249 @@
+"""One RunSpec on one machine: warm up, measure, hand over records. It knows no Ray and writes nothing.
+
+A `Session` is one warm engine; every run of the points that share it goes through `Session.run`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+from moecap.accuracy import MAX_ANSWER_TOKENS, grade, load_task
+from moecap.engine import ENGINES
+from moecap.engine.base import Engine, EngineFacts
+from moecap.errors import EngineError
+from moecap.records import (
+    LoadSpec,
+    Manifest,
+    ModelSpec,
+    NodeInfo,
+    Peaks,
+    Phase,
+    Placement,
+    Request,
+    RequestRecord,
+    RunSpec,
+    SampleRecord,
+    ServeRecord,
+    SystemSpec,
+    Window,
+)
+from moecap.registry import resolve
+from moecap.schema import HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, table_of
+from moecap.store import RunData
+from moecap.telemetry.base import Telemetry
+from moecap.workload import WORKLOADS
+from moecap.workload.base import Workload
+
+PACKAGES = ("moecap", "torch", "transformers", "ray", "numpy", "pyarrow")
+
+DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
+
+
+class TelemetryHandle(Protocol):
+    """Something that samples the host while a run goes on; in a fleet it lives in another process."""
+
+    def start(self, engine_pid: int) -> None:
+        """Begin sampling."""
+
+    def stop(self) -> Telemetry:
+        """End sampling and hand over what was read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measured:
+    """What one run recorded."""
+
+    serve: ServeRecord
+    windows: tuple[Window, ...]
+    samples: tuple[SampleRecord, ...] = ()
+
+
+class Session:
+    """One warm engine on one placement."""
+
+    def __init__(
+        self, *, engine: Engine, facts: EngineFacts, model: ModelSpec, placement: Placement, node: NodeInfo,
+        peaks: tuple[Peaks, ...],
+    ) -> None:  # fmt: skip
+        self._engine, self._facts, self._model = engine, facts, model
+        self._placement, self._node, self._peaks = placement, node, peaks
+
+    @classmethod
+    def open(
+        cls, *, model: ModelSpec, system: SystemSpec, placement: Placement, node: NodeInfo, peaks: tuple[Peaks, ...]
+    ) -> Session:
+        """Start the engine. Raises EngineError with the cause when it can't."""
+        engine: Engine = resolve(ENGINES, "moecap.engines", system.engine)()
+        facts = engine.start(model, system, placement)
+        return cls(engine=engine, facts=facts, model=model, placement=placement, node=node, peaks=peaks)
+
+    def run(self, spec: RunSpec, *, study: str, telemetry: TelemetryHandle) -> RunData:
+        """Measure. Telemetry runs from before the first request to after the last; warm-up comes before it."""
+        point = spec.point
+        if point.kind == "performance":
+            self._warm_up(spec)
+        telemetry.start(os.getpid())
+        try:
+            measured = self._performance(spec) if point.kind == "performance" else self._accuracy(spec)
+        finally:
+            sampled = telemetry.stop()
+        return self._hand_over(spec, study, measured, sampled)
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._engine.stop()
+
+    # -- measuring
+
+    def _requests(self, spec: RunSpec, count: int, seed: int, prefix: str) -> list[Request]:
+        assert spec.point.workload is not None
+        kind = resolve(WORKLOADS, "moecap.workloads", spec.point.workload.type)
+        workload: Workload = kind.model_validate(dict(spec.point.workload.options))
+        return workload.requests(count, seed, self._engine.encode, self._facts.shape.vocab_size, prefix)
+
+    def _warm_up(self, spec: RunSpec) -> None:
+        point = spec.point
+        assert point.window is not None and point.load is not None
+        if point.window.warmup_requests:
+            requests = self._requests(spec, point.window.warmup_requests, point.seed + 1_000_003, "warmup")
+            self._engine.serve(requests, point.load, point.routing)
+
+    def _performance(self, spec: RunSpec) -> _Measured:
+        point = spec.point
+        assert point.window is not None and point.load is not None
+        # Repeats draw other prompts: their spread then holds that of the workload too.
+        requests = self._requests(spec, point.window.requests, point.seed + 7919 * spec.repeat, "request")
+        serve = self._engine.serve(requests, point.load, point.routing)
+        window = closed_loop_window(serve.requests, point.load.concurrency or 1)
+        if window is None:
+            first = next((one.error for one in serve.requests if one.error), "no request produced a token")
+            raise EngineError(f"no steady window: {len(serve.requests)} requests were served; {first}")
+        return _Measured(serve=serve, windows=(window,))
+
+    def _accuracy(self, spec: RunSpec) -> _Measured:
+        """Tasks one after the other, each in a window of its own, greedily decoded."""
+        accuracy = spec.point.accuracy
+        assert accuracy is not None
+        serves, windows, samples = [], [], []
+        for task in accuracy.tasks:
+            items = load_task(task, accuracy.limit)
+            requests = [
+                Request(
+                    request_id=f"{task}-{item.item_id}", item_index=index, ignore_eos=False,
+                    prompt_token_ids=self._engine.encode(item.prompt), max_new_tokens=MAX_ANSWER_TOKENS,
+                )
+                for index, item in enumerate(items)
+            ]  # fmt: skip
+            start_ns = time.monotonic_ns()
+            load = LoadSpec(arrival="closed", concurrency=accuracy.batch_size, staggered=False)
+            serve = self._engine.serve(requests, load, spec.point.routing)
+            windows.append(Window(start_ns=start_ns, end_ns=time.monotonic_ns(), phase=Phase.ACCURACY, label=task))
+            serves.append(serve)
+            for item, one in zip(items, serve.requests, strict=True):
+                output = self._engine.decode(one.output_token_ids) if one.status == "ok" else None
+                ended = one.output_tokens < MAX_ANSWER_TOKENS
+                samples.append(grade(item, spec.repeat, output, ended=ended))
+        return _Measured(serve=concatenate(serves), windows=tuple(windows), samples=tuple(samples))
+
+    # -- handing over
+
+    def _hand_over(self, spec: RunSpec, study: str, measured: _Measured, sampled: Telemetry) -> RunData:
+        serve, facts = measured.serve, self._facts
+        fingerprint = self._node.fingerprint
+        passed, failed = run_checks(serve)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION, study=study, run_id=spec.run_id(fingerprint),
+            point_id=spec.point.point_id, spec=spec, placement=self._placement, node=self._node,
+            fingerprint=fingerprint, packages=package_versions(), git_commit=git_commit(), engine=facts.settings,
+            shape=facts.shape, held=facts.held, peaks=self._peaks, windows=measured.windows, clock="monotonic",
+            wall_offset_ns=time.time_ns() - time.monotonic_ns(), attempted=len(serve.requests),
+            served=sum(one.first_token_ns is not None for one in serve.requests),
+            completed=sum(one.status == "ok" for one in serve.requests), checks_passed=passed, checks_failed=failed,
+            flags={"dummy_weights": DUMMY_WEIGHTS} if facts.dummy_weights else {},
+            unknown=sampled.unknown, observer_ns=serve.observer_ns, sampler=sampled.stats,
+        )  # fmt: skip
+        return RunData(
+            manifest=manifest,
+            passes=table_of(PASSES, serve.passes),
+            routing=table_of(ROUTING, serve.routing),
+            tiers=table_of(TIERS, serve.tiers),
+            requests=table_of(REQUESTS, serve.requests),
+            hosts=table_of(HOSTS, sampled.samples),
+            samples=table_of(SAMPLES, measured.samples),
+        )
+
+
+def closed_loop_window(requests: Sequence[RequestRecord], concurrency: int) -> Window | None:
+    """From the moment when `concurrency` requests have produced their first token until the last one is issued.
+
+    None when there is no such stretch.
+    """
+    first_tokens = sorted(one.first_token_ns for one in requests if one.first_token_ns is not None)
+    if len(first_tokens) < concurrency:
+        return None
+    start_ns, end_ns = first_tokens[concurrency - 1], max(one.sent_ns for one in requests)
+    return Window(start_ns=start_ns, end_ns=end_ns, phase=Phase.STEADY) if end_ns > start_ns else None
+
+
+def run_checks(serve: ServeRecord) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Names of the checks that hold, and of those that don't with what was seen."""
+    invalid = [one for one in serve.passes if not one.valid]
+    lost = [one for one in serve.requests if one.status != "ok"]
+    seen = {
+        "routing_conserves_tokens": f"{len(invalid)} of {len(serve.passes)} passes: {invalid[0].invalid_reason}"
+        if invalid
+        else "",
+        "all_requests_completed": f"{len(lost)} of {len(serve.requests)} failed: {lost[0].error}" if lost else "",
+        "passes_recorded": "" if serve.passes else "no pass was recorded",
+    }
+    return tuple(name for name, what in seen.items() if not what), {name: what for name, what in seen.items() if what}
+
+
+def concatenate(serves: Sequence[ServeRecord]) -> ServeRecord:
+    """Several recordings as one, pass ids renumbered so that they stay unique in the run."""
+    passes, routing, requests, tiers, observer_ns = [], [], [], [], 0
+    for serve in serves:
+        base = len(passes)
+        passes += [replace(one, pass_id=base + one.pass_id, step_id=base + one.step_id) for one in serve.passes]
+        routing += [replace(one, pass_id=base + one.pass_id) for one in serve.routing]
+        tiers += [replace(one, pass_id=base + one.pass_id) for one in serve.tiers]
+        requests += serve.requests
+        observer_ns += serve.observer_ns or 0
+    return ServeRecord(
+        passes=tuple(passes), routing=tuple(routing), requests=tuple(requests), tiers=tuple(tiers),
+        observer_ns=observer_ns,
+    )  # fmt: skip
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a result depends on; absent packages are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, `-dirty` when it was changed; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", str(here)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")

@@ -1,0 +1,337 @@
+"""Study YAML -> StudyPlan: one typed step that expands sweeps and names every impossible point.
+
+Pydantic checks the file; everything after it sees frozen records. All problems of a file are reported at once, each
+with key, value and remedy. It looks at no node and starts nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from moecap.accuracy import check_tasks
+from moecap.engine import ENGINES
+from moecap.errors import ConfigError, Problem, StudyError
+from moecap.model.source import model_spec
+from moecap.overrides import apply_overrides
+from moecap.packaged import config_path
+from moecap.records import (
+    AccuracySpec,
+    CapSpec,
+    CostSpec,
+    LoadSpec,
+    NodeKind,
+    PointSpec,
+    RepeatsSpec,
+    SloSpec,
+    StudyPlan,
+    SystemSpec,
+    WindowSpec,
+    WorkloadSpec,
+)
+from moecap.registry import known_names, resolve
+from moecap.store import NAME
+from moecap.workload import WORKLOADS
+
+LAPTOP_STUDY = "studies/laptop.yaml"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("is no usable name; use letters, digits, '.', '_' and '-' (at most 100)")
+    return value
+
+
+def _engine(value: str) -> str:
+    names = known_names(ENGINES, "moecap.engines")
+    if value not in names:
+        raise ValueError(f"no such engine; use one of {', '.join(names)}")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _System(_Strict):
+    name: Name
+    engine: Annotated[str, AfterValidator(_engine)]
+    node: NodeKind
+    device: str = "any"
+    args: dict[str, Any] = {}
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kv_dtype: Literal["auto"] = "auto"
+    quantization: Literal["int8"] | None = None
+    resident_share: Share | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+
+
+class _Sweep(_Strict):
+    concurrency: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
+
+
+class _Requests(_Strict):
+    per_concurrency: int = Field(default=4, ge=3)
+    min: int = Field(default=8, ge=3)
+
+
+class _Accuracy(_Strict):
+    tasks: Annotated[tuple[str, ...], AfterValidator(check_tasks)] = Field(min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+
+
+class _Repeats(_Strict):
+    min: int = Field(default=3, ge=1)
+    max: int = Field(default=3, ge=1)
+    ci95_rel_width: float = Field(default=0.05, gt=0)
+
+    @field_validator("max")
+    @classmethod
+    def _not_below_min(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("min", 1):
+            raise ValueError(f"is below repeats.min ({info.data['min']}); write at least that")
+        return value
+
+
+class _Slo(_Strict):
+    ttft_s: float | None = Field(default=None, gt=0)
+    tpot_s: float | None = Field(default=None, gt=0)
+    e2e_s: float | None = Field(default=None, gt=0)
+    share: float = Field(default=0.99, gt=0, le=1)
+
+
+class _Cost(_Strict):
+    basis: Literal["node"] = "node"
+    kind: Literal["purchase", "rental"] = "purchase"
+
+
+class _Axes(_Strict):
+    cost: str = CapSpec().cost
+    accuracy: str = CapSpec().accuracy
+    performance: str = CapSpec().performance
+
+
+class _Cap(_Strict):
+    axes: _Axes = _Axes()
+    reference: str | None = None
+
+
+class _Study(_Strict):
+    """The file. Field order matters: a validator sees the fields above its own."""
+
+    name: Name
+    store: str = "moecap-store"
+    models: list[str] = Field(min_length=1)
+    systems: list[_System] = Field(min_length=1)
+    workloads: list[dict[str, Any]] = []
+    sweep: _Sweep = _Sweep()
+    arrival: Literal["closed"] = "closed"
+    warmup: int | None = Field(default=None, ge=0)
+    """Requests before the measurement; default: as many as the concurrency."""
+    requests: int | _Requests = _Requests()
+    seed: int = 0
+    deadline_s: float = Field(default=600.0, gt=0)
+    order: Literal["listed", "random"] = "listed"
+    cooldown_s: float = Field(default=0.0, ge=0)
+    routing: Literal["counts", "tokens"] = "counts"
+    accuracy: _Accuracy | None = None
+    repeats: _Repeats = _Repeats()
+    slo: _Slo | None = None
+    peaks: Literal["catalogue", "calibrated"] = "calibrated"
+    cost: _Cost = _Cost()
+    cap: _Cap = _Cap()
+    prices: dict[str, Any] = {}
+
+    @field_validator("systems")
+    @classmethod
+    def _distinct(cls, systems: list[_System]) -> list[_System]:
+        names = [system.name for system in systems]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"system name {twice[0]!r} is used twice; give each system its own name")
+        return systems
+
+    @field_validator("workloads")
+    @classmethod
+    def _known(cls, workloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in workloads:
+            if entry.get("type") not in WORKLOADS:
+                raise ValueError(f"no workload type {entry.get('type')!r}; use one of {', '.join(WORKLOADS)}")
+        return workloads
+
+    @field_validator("requests")
+    @classmethod
+    def _three_rounds(cls, requests: int | _Requests, info: ValidationInfo) -> int | _Requests:
+        most = max(info.data["sweep"].concurrency) if "sweep" in info.data else 1
+        if isinstance(requests, int) and requests < 3 * most:
+            raise ValueError(f"is too few for a steady window at concurrency {most}; write at least {3 * most}")
+        return requests
+
+    @field_validator("accuracy")
+    @classmethod
+    def _something_to_do(cls, accuracy: _Accuracy | None, info: ValidationInfo) -> _Accuracy | None:
+        if accuracy is None and info.data.get("workloads") == []:
+            raise ValueError("is absent, and so is workloads: nothing to measure; write workloads, accuracy or both")
+        return accuracy
+
+    @field_validator("cap")
+    @classmethod
+    def _reference_is_a_system(cls, cap: _Cap, info: ValidationInfo) -> _Cap:
+        names = [system.name for system in info.data.get("systems", [])]
+        if names and cap.reference is not None and cap.reference not in names:
+            raise ValueError(f"reference {cap.reference!r} is no system of this study; use one of {', '.join(names)}")
+        return cap
+
+
+def load_study(path: Path | None, overrides: Sequence[str] = ()) -> StudyPlan:
+    """Read, check and expand a study; None: the packaged laptop study.
+
+    `overrides` are `a.b.0.c=YAML` (or `a+=YAML`). Raises StudyError with every problem, ConfigError for an unreadable
+    file.
+    """
+    source = config_path(LAPTOP_STUDY) if path is None else path
+    try:
+        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't be read: {error.strerror}", "STUDY", str(source), "name a study file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not valid YAML: {error}", "STUDY", str(source), "mend the line it names") from error
+    if not isinstance(raw, dict):
+        raise ConfigError("holds no mapping", "STUDY", str(source), "write `name: ...`, `models: ...`, `systems: ...`")
+    return parse_study(apply_overrides(raw, overrides), str(source))
+
+
+def parse_study(raw: Mapping[str, Any], source: str = "study") -> StudyPlan:
+    """A study as a mapping -> the plan. Raises StudyError with every problem."""
+    problems: list[Problem] = []
+    study: _Study | None = None
+    try:
+        study = _Study.model_validate(dict(raw))
+    except ValidationError as error:
+        problems += [_problem(dict(found), _Study) for found in error.errors()]
+    workloads = list(_workloads(raw.get("workloads"), problems))
+    models = list(_models(raw.get("models"), problems))
+    if problems or study is None:
+        raise StudyError(source, tuple(problems))
+    return StudyPlan(
+        name=study.name,
+        store=study.store,
+        points=tuple(_points(study, models, workloads)),
+        repeats=RepeatsSpec(**study.repeats.model_dump()),
+        order=study.order,
+        cooldown_s=study.cooldown_s,
+        deadline_s=study.deadline_s,
+        slo=SloSpec(**study.slo.model_dump()) if study.slo else None,
+        peaks=study.peaks,
+        cost=CostSpec(**study.cost.model_dump()),
+        cap=CapSpec(**study.cap.axes.model_dump(), reference=study.cap.reference),
+        prices=study.prices,
+    )
+
+
+def freeze_devices(plan: StudyPlan, device_keys: Sequence[str]) -> StudyPlan:
+    """`device: each` -> one point per device model present (none present: the point stays, and will be refused)."""
+    points: list[PointSpec] = []
+    for point in plan.points:
+        keys = sorted(set(device_keys)) if point.system.device == "each" and device_keys else [point.system.device]
+        points += [replace(point, system=replace(point.system, device=key)) for key in keys]
+    return replace(plan, points=tuple(points))
+
+
+def _models(raw: Any, problems: list[Problem]) -> Iterator[Any]:
+    for index, name in enumerate(raw if isinstance(raw, list) else []):
+        if isinstance(name, str):
+            try:
+                yield model_spec(name)
+            except ConfigError as error:
+                problems.append(Problem(key=f"models.{index}", value=name, message=error.message, remedy=error.remedy))
+
+
+def _workloads(raw: Any, problems: list[Problem]) -> Iterator[WorkloadSpec]:
+    for index, entry in enumerate(raw if isinstance(raw, list) else []):
+        if not isinstance(entry, dict) or entry.get("type") not in WORKLOADS:
+            continue  # reported with the study's own fields
+        options = {key: value for key, value in entry.items() if key != "type"}
+        kind: type[BaseModel] = resolve(WORKLOADS, "moecap.workloads", entry["type"])
+        try:
+            checked = kind.model_validate(options)
+        except ValidationError as error:
+            for found in error.errors():
+                problem = _problem(dict(found), kind)
+                problems.append(replace(problem, key=f"workloads.{index}.{problem.key}"))
+        else:
+            yield WorkloadSpec(type=entry["type"], options=checked.model_dump(mode="json"))
+
+
+def _points(study: _Study, models: Sequence[Any], workloads: Sequence[WorkloadSpec]) -> Iterator[PointSpec]:
+    """Points of one (model, system) stand together: they share a warm engine."""
+    for model in models:
+        for entry in study.systems:
+            system = SystemSpec(**entry.model_dump())
+            for workload in workloads:
+                for concurrency in study.sweep.concurrency:
+                    yield PointSpec(
+                        model=model, system=system, workload=workload, window=_window(study, concurrency),
+                        load=LoadSpec(arrival=study.arrival, concurrency=concurrency), seed=study.seed,
+                        routing=study.routing,
+                    )  # fmt: skip
+            if study.accuracy is not None:
+                accuracy = AccuracySpec(**study.accuracy.model_dump())
+                yield PointSpec(model=model, system=system, accuracy=accuracy, seed=study.seed, routing=study.routing)
+
+
+def _window(study: _Study, concurrency: int) -> WindowSpec:
+    wanted = study.requests
+    requests = wanted if isinstance(wanted, int) else max(wanted.min, wanted.per_concurrency * concurrency)
+    return WindowSpec(warmup_requests=concurrency if study.warmup is None else study.warmup, requests=requests)
+
+
+def _problem(found: Mapping[str, Any], model: type[BaseModel]) -> Problem:
+    """One pydantic error of `model` as key, value, message and remedy."""
+    location = [part for part in found["loc"] if part not in UNION_TAGS]
+    key, last = ".".join(map(str, location)), str(location[-1])
+    if found["type"] == "extra_forbidden":
+        known = sorted(_fields(model, location[:-1]))
+        near = difflib.get_close_matches(last, known, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        return Problem(key=key, value=found["input"], message="unknown key", remedy=remedy)
+    if found["type"] == "missing":
+        return Problem(key=key, value=None, message="is missing", remedy=f"write {last}: ...")
+    if found["type"] == "literal_error":
+        remedy = f"use {found['ctx']['expected']}"
+        return Problem(key=key, value=found["input"], message="is not one of the choices", remedy=remedy)
+    # our validators write "what is wrong; what to do"; pydantic's messages say what the input should be
+    message, _, remedy = found["msg"].removeprefix("Value error, ").partition("; ")
+    remedy = remedy or message.replace("Input should", "it should")
+    return Problem(key=key, value=found["input"], message=message, remedy=remedy)
+
+
+UNION_TAGS = ("int", "_Requests")
+"""Pydantic puts the tried member of a union into the location; a reader's file has no such key."""
+
+
+def _fields(model: type[BaseModel], location: Sequence[int | str]) -> dict[str, Any]:
+    """Fields of the model at `location` below `model`."""
+    fields: dict[str, Any] = dict(model.model_fields)
+    for part in location:
+        if isinstance(part, str):
+            fields = _inner_fields(fields[part].annotation)
+    return fields
+
+
+def _inner_fields(annotation: Any) -> dict[str, Any]:
+    """Fields of the first pydantic model inside an annotation such as `list[_System]` or `_Slo | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return dict(annotation.model_fields)
+    return next(filter(None, map(_inner_fields, getattr(annotation, "__args__", ()))), {})

@@ -1,0 +1,189 @@
+"""The store: what is written is read back; a run without its manifest isn't there; one driver per study."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moecap.errors import ConfigError, LeaseHeldError, StoreError
+from moecap.records import (
+    HeldWeights,
+    LayerShape,
+    Manifest,
+    Metric,
+    ModelShape,
+    NodeInfo,
+    PassRecord,
+    Peaks,
+    Phase,
+    Placement,
+    Refusal,
+    RunSpec,
+    Window,
+)  # fmt: skip
+from moecap.schema import METRICS, PASSES, RUN_TABLES, rows_of, table_of
+from moecap.store import LEASE_TIMEOUT_S, Lease, RunData, Store, studies
+from moecap.study import load_study
+
+PLAN = load_study(None)
+NODE = NodeInfo(
+    node_id="n1", hostname="host", kinds=frozenset({"cpu"}), cpu_model="CPU", num_cpus=2, memory_bytes=8 << 30
+)
+
+
+def run_data(repeat: int = 0) -> RunData:
+    spec = RunSpec(point=PLAN.points[0], repeat=repeat)
+    manifest = Manifest(
+        schema_version=1, study="s", run_id=spec.run_id(NODE.fingerprint), point_id=spec.point.point_id, spec=spec,
+        placement=Placement(node_id="n1", hostname="host", kind="cpu", num_cpus=2), node=NODE,
+        fingerprint=NODE.fingerprint, packages={"torch": "2.13.0"}, git_commit=None, engine={"dtype": "bfloat16"},
+        shape=ModelShape(
+            name="m", model_type="qwen3_moe", hidden_size=8, vocab_size=16,
+            layers=(LayerShape(index=0, mixer="full_attention", mixer_params=4, mixer_matmul_params=4,
+                               score_flops_per_pair=2, kv_elements_per_token=2, window_tokens=None),),
+            embedding_params=128, lm_head_params=0, lm_head_matrix_params=128, final_norm_params=8,
+        ),
+        held=HeldWeights(bytes_per_param={"mixer": 2.0}, compute_dtype={"mixer": "bfloat16"}, kv_bytes_per_element=2,
+                         activation_bytes_per_element=2, weight_bytes={"mixer": 8}, resident_weight_bytes=8),
+        peaks=(Peaks(source="calibrated", memory_bytes_per_s=1e10, flops_per_s={"bfloat16": 1e11}),),
+        windows=(Window(start_ns=1, end_ns=2, phase=Phase.STEADY),), clock="monotonic", wall_offset_ns=5, attempted=1,
+        served=1, completed=1, checks_passed=("x",), checks_failed={}, flags={},
+        unknown={"package_energy_j": "no RAPL"}, observer_ns=10,
+    )  # fmt: skip
+    one = PassRecord(
+        pass_id=0, step_id=0, replica=0, phase=Phase.PREFILL, started_ns=1, launched_ns=1, duration_ns=7,
+        num_requests=2, query_lens=(3, 4), context_lens=(3, 4), scheduled_tokens=7, cached_tokens=0, logits_tokens=2,
+        padded_tokens=1, accepted_tokens=None, valid=True,
+    )  # fmt: skip
+    empty = {name: schema.empty_table() for name, schema in RUN_TABLES.items()}
+    return RunData(manifest=manifest, **{**empty, "passes": table_of(PASSES, [one])})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "root"), "s")
+
+
+def test_a_run_comes_back_as_it_was_written(store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    back = store.load_run(run.manifest.run_id)
+    assert back.manifest == run.manifest
+    assert back.passes.equals(run.passes)
+    assert back.tiers.num_rows == 0 and back.tiers.schema.names == RUN_TABLES["tiers"].names
+    (one,) = rows_of(back.passes, PassRecord)
+    assert one.query_lens == [3, 4] and one.accepted_tokens is None
+    assert back.manifest.spec.point.point_id == run.manifest.point_id  # identity survives JSON
+    stored = pq.read_schema(f"{store.base}/runs/{run.manifest.run_id}/passes.parquet")
+    assert stored.metadata[b"schema_version"] == b"1"
+
+
+def test_a_run_without_its_manifest_is_not_there(store: Store) -> None:
+    first, second = run_data(0), run_data(1)
+    store.write_run(first)
+    store.write_run(second)
+    Path(f"{store.base}/runs/{second.manifest.run_id}/manifest.json").unlink()
+    assert store.whole_runs() == {first.manifest.run_id: (first.manifest.point_id, 0, NODE.fingerprint)}
+    with pytest.raises(StoreError, match=r"manifest\.json is missing"):
+        store.load_run(second.manifest.run_id)
+
+
+def test_an_interrupted_write_leaves_nothing_that_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Path, target: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(StoreError, match="No space left"):
+        store.write_run(run_data())
+    assert store.whole_runs() == {}
+
+
+def test_another_schema_version_is_refused(store: Store) -> None:
+    run = run_data()
+    store.write_run(replace(run, manifest=replace(run.manifest, schema_version=99)))
+    with pytest.raises(StoreError, match="schema version 99"):
+        store.load_run(run.manifest.run_id)
+
+
+def test_plan_ledger_failures_and_results(store: Store) -> None:
+    assert store.read_plan() is None
+    placements = {
+        "p": Placement(node_id="n", hostname="h", kind="cpu"),
+        "q": Refusal(reason="no gpu", remedy="add one"),
+    }
+    store.write_plan(PLAN, placements)
+    assert store.read_plan() == PLAN
+    assert json.loads(Path(f"{store.base}/plan.json").read_text())["placements"]["q"]["remedy"] == "add one"
+    assert studies(store.root) == ["s"]
+
+    store.append_ledger([{"run": "a", "to": "running"}])
+    store.append_ledger([{"run": "a", "to": "stored"}, {"run": "b", "to": "running"}])
+    assert [(e["run"], e["to"]) for e in store.read_ledger()] == [("a", "running"), ("a", "stored"), ("b", "running")]
+
+    for attempt, error in enumerate(["first", "last"]):
+        store.write_failure(point_id="p", repeat=0, attempt=attempt, run_id="r", error=error, kind="own", log="log")
+    assert store.failed_runs()["p-0"]["error"] == "last"
+    assert Path(f"{store.base}/failed/r-0/engine.log").read_text() == "log"
+
+    with pytest.raises(StoreError, match="not reduced yet"):
+        store.read_metrics()
+    metric = Metric(
+        level="run", id="r", metric="s_mbu", phase=None, scope="paper", stat="value", peak_source="calibrated",
+        qualifiers="{}", unit="1", value=None, missing_reason="no peak", n=0,
+    )  # fmt: skip
+    store.write_reduction([metric], {"sets": []})
+    assert store.read_metrics() == [metric]
+    assert store.read_cap() == {"sets": []}
+    assert pa.schema(METRICS).names == pq.read_schema(f"{store.base}/metrics.parquet").names
+
+
+def test_nan_never_enters_the_json(store: Store) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_reduction([], {"sets": float("nan")})
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 101])
+def test_a_study_name_cannot_leave_the_store(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no study name"):
+        Store(str(tmp_path), name)
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_study(store: Store) -> None:
+    lease = Lease.acquire(store)
+    with pytest.raises(LeaseHeldError, match=str(os.getpid())):
+        Lease.acquire(store)
+    lease.release()
+    Lease.acquire(store).release()
+
+
+def test_a_dead_holder_holds_nothing(store: Store) -> None:
+    Lease.acquire(store)
+    path = Path(f"{store.base}/lease.json")
+    held = json.loads(path.read_text())
+
+    path.write_text(json.dumps({**held, "pid": 2**22 + 1}))  # no such process on this host
+    Lease.acquire(store)
+    path.write_text(json.dumps({**held, "process_started_unix_s": held["process_started_unix_s"] - 100}))  # pid reused
+    Lease.acquire(store)
+
+    path.write_text(json.dumps({**held, "host": "elsewhere"}))  # can't be seen from here: its heartbeat decides
+    with pytest.raises(LeaseHeldError, match="elsewhere"):
+        Lease.acquire(store)
+    silent = {**held, "host": "elsewhere", "heartbeat_unix_s": time.time() - LEASE_TIMEOUT_S - 1}
+    path.write_text(json.dumps(silent))
+    Lease.acquire(store)
+
+
+def test_a_driver_that_was_overtaken_notices(store: Store) -> None:
+    lease = Lease.acquire(store)
+    path = Path(f"{store.base}/lease.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "token": "another"}))
+    with pytest.raises(LeaseHeldError, match="took over"):
+        lease.heartbeat()
+    lease.release()
+    assert path.exists()  # not ours to remove
