@@ -64,7 +64,7 @@ class ModelSpec:
     name: str
     """What the study wrote: `reference`, a Hugging Face id or a local path."""
     revision: str | None = None
-    """Hugging Face revision; for local weights, a hash of config.json and the weight files' headers."""
+    """Hugging Face revision; for local weights, a hash of config.json and the weight files' content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

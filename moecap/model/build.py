@@ -32,8 +32,9 @@ def meta_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises anything from KeyError to ImportError here
+        cause = str(error).partition("\n")[0]
         raise UnsupportedModelError(
-            f"model type {raw['model_type']!r} can't be built as a causal LM: {error}"
+            f"model type {raw['model_type']!r} can't be built as a causal LM: {cause}"
         ) from error
     return model
 
@@ -55,17 +56,12 @@ def _text_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def _read(source: str | Path) -> Mapping[str, Any]:
-    found = resolve(str(source))
+    found = resolve(str(source.absolute() if isinstance(source, Path) else source))
     try:
         if isinstance(found, Path):
-            raw = json.loads((found / "config.json" if found.is_dir() else found).read_text())
-        else:
-            raw, _ = PreTrainedConfig.get_config_dict(found)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"its configuration can't be read: {error}",
-            "model",
-            str(source),
-            "give a Hugging Face id or a local folder",
-        ) from error
+            return dict(json.loads((found / "config.json" if found.is_dir() else found).read_text()))
+        raw, _ = PreTrainedConfig.get_config_dict(found)
+    except (OSError, ValueError, TypeError) as error:
+        remedy = "give a Hugging Face id or a local folder that holds config.json"
+        raise ConfigError(f"its configuration can't be read: {error}", "model", str(source), remedy) from error
     return dict(raw)

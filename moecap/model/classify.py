@@ -6,7 +6,8 @@ has no known role raises: a parameter is counted in exactly one class or the mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,7 @@ def parts_of(model: PreTrainedModel) -> list[Part]:
     parts = list(_outer_parts(model, prefix))
     for index, layer in enumerate(layers.children()):
         parts += _layer_parts(layer, f"{prefix}.{index}", index)
+    _check_complete(model, parts)
     return parts
 
 
@@ -80,6 +82,17 @@ def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.Module]:
     raise UnsupportedModelError(
         f"{model.config.model_type}: no list of {count} decoder layers in {type(model).__name__}"
     )
+
+
+def _check_complete(model: PreTrainedModel, parts: Sequence[Part]) -> None:
+    """Layers that share a parameter would count it twice: such a model is refused."""
+    counted = Counter(name for part in parts for name in part.parameters)
+    counted.subtract(name for name, _ in model.named_parameters())
+    wrong = [name for name, surplus in counted.items() if surplus]
+    if wrong:
+        raise UnsupportedModelError(
+            f"{model.config.model_type}: parameters shared between layers: {', '.join(wrong[:3])}"
+        )
 
 
 def _outer_parts(model: PreTrainedModel, layers_prefix: str) -> Iterator[Part]:

@@ -1,0 +1,48 @@
+"""Tiny real models of several families, for tests that run or take apart actual modules. Nothing is asserted here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 32, "intermediate_size": 96, "moe_intermediate_size": 48, "num_experts_per_tok": 2,
+    "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"num_experts": 8},
+    "qwen2_moe": {"num_experts": 8, "shared_expert_intermediate_size": 80},
+    "mixtral": {"num_local_experts": 8},
+    "gpt_oss": {"num_local_experts": 8, "sliding_window": 4},
+    "mimo_v2_flash": {
+        "n_routed_experts": 8, "v_head_dim": 16, "sliding_window_size": 4, "n_group": 1, "topk_group": 1,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "gemma4_text": {
+        "num_experts": 8, "top_k_experts": 2, "enable_moe_block": True, "global_head_dim": 64, "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0, "sliding_window": 4,
+        "num_kv_shared_layers": 0, "num_attention_heads": 4, "vocab_size_per_layer_input": 512,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "deepseek_v3": {
+        "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+        "n_shared_experts": 2, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32,
+        "v_head_dim": 24, "head_dim": 16,
+    },
+    "qwen3_next": {
+        "num_experts": 8, "shared_expert_intermediate_size": 48, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 24, "linear_conv_kernel_dim": 4,
+    },
+}  # fmt: skip
+
+
+def tiny(model_type: str, **changes: Any) -> Any:
+    """Four layers with random weights in float32; eager attention and experts, so that every product is a plain one."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[model_type](**{**COMMON, **FAMILIES[model_type], **changes})
+    return AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    ).eval()
