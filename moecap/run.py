@@ -23,15 +23,18 @@ from moecap.records import (
     Manifest,
     ModelSpec,
     NodeInfo,
+    PassRecord,
     Peaks,
     Phase,
     Placement,
     Request,
     RequestRecord,
+    RoutingRecord,
     RunSpec,
     SampleRecord,
     ServeRecord,
     SystemSpec,
+    TierRecord,
     Window,
 )
 from moecap.registry import resolve
@@ -208,7 +211,8 @@ def run_checks(serve: ServeRecord) -> tuple[tuple[str, ...], dict[str, str]]:
 
 def concatenate(serves: Sequence[ServeRecord]) -> ServeRecord:
     """Several recordings as one, pass ids renumbered so that they stay unique in the run."""
-    passes, routing, requests, tiers, observer_ns = [], [], [], [], 0
+    passes, requests, observer_ns = list[PassRecord](), list[RequestRecord](), 0
+    routing, tiers = list[RoutingRecord](), list[TierRecord]()
     for serve in serves:
         base = len(passes)
         passes += [replace(one, pass_id=base + one.pass_id, step_id=base + one.step_id) for one in serve.passes]

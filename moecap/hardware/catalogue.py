@@ -1,0 +1,160 @@
+"""What devices are rated for: `catalogue.csv` as typed records, looked up by exact name. It detects nothing.
+
+All rates are dense. A cell that is empty is unknown and stays absent, never 0. A device is added by a row in the CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Literal, cast
+
+from moecap.errors import ConfigError, UnknownDeviceError
+from moecap.records import Peaks
+
+DeviceKind = Literal["gpu", "apu", "edge", "cpu", "system"]
+
+RATE_COLUMNS = {
+    "float32": "dense_tflops_fp32", "tfloat32": "dense_tflops_tf32", "bfloat16": "dense_tflops_bf16",
+    "float16": "dense_tflops_fp16", "float8": "dense_tflops_fp8", "int8": "dense_tops_int8",
+    "float4": "dense_tflops_fp4",
+}  # fmt: skip
+"""Compute dtype -> column."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceSpec:
+    """One row: an accelerator, a CPU socket, a whole server, or a component (a memory channel, a disk, a link)."""
+
+    key: str
+    vendor: str
+    product_name: str
+    aliases: tuple[str, ...]
+    """Names that drivers report."""
+    kind: DeviceKind
+    memory_bytes: int | None
+    """As the driver reports it, where known: less than the label says."""
+    memory_bytes_per_s: float | None
+    dense_flops_per_s: Mapping[str, float]
+    """By compute dtype (`float32`, `tfloat32`, `bfloat16`, ...); a dtype that is absent is unsupported or unknown."""
+    tdp_w: float | None
+    link_bytes_per_s: float | None
+    """Scale-up link (NVLink, xGMI) of one device, both directions together, as vendors print it."""
+    pcie_bytes_per_s_per_direction: float | None
+    price_usd: float | None
+    price_usd_per_gb: float | None
+    """Memory and disk components are priced by capacity."""
+    price_year: int | None
+    rental_usd_per_hour: float | None
+    rental_year: int | None
+    source: str
+    note: str
+
+    def __post_init__(self) -> None:
+        numbers = (
+            self.memory_bytes, self.memory_bytes_per_s, *self.dense_flops_per_s.values(), self.tdp_w,
+            self.link_bytes_per_s, self.pcie_bytes_per_s_per_direction, self.price_usd, self.price_usd_per_gb,
+            self.rental_usd_per_hour,
+        )  # fmt: skip
+        if any(number is not None and number <= 0 for number in numbers):
+            raise ValueError(f"{self.key}: an unknown quantity is left empty, not 0 or less: {numbers}")
+
+
+@cache
+def catalogue() -> Mapping[str, DeviceSpec]:
+    """Every device by its key, in the order of the file."""
+    with files("moecap.hardware").joinpath("catalogue.csv").open(encoding="utf-8") as lines:
+        return MappingProxyType({row["key"]: _spec(row) for row in csv.DictReader(lines)})
+
+
+def find_device(name: str) -> DeviceSpec:
+    """The device with exactly this key, alias or product name, whatever its case.
+
+    Raises UnknownDeviceError for a name that no device carries, or that several do.
+    """
+    keys = _keys_by_name().get(name.strip().lower(), ())
+    if len(keys) == 1:
+        return catalogue()[keys[0]]
+    if keys:
+        raise UnknownDeviceError("names more than one device", "device", name, f"use one of the keys {', '.join(keys)}")
+    raise UnknownDeviceError("is not in the hardware catalogue", "device", name, _suggestion(name))
+
+
+def catalogue_peaks(spec: DeviceSpec, count: int) -> Peaks:
+    """Rated peaks of `count` devices together."""
+    if count < 1:
+        raise ConfigError("a deployment has at least one device", "count", count, "give 1 or more")
+    rate = spec.memory_bytes_per_s
+    return Peaks(
+        source="catalogue",
+        memory_bytes_per_s=None if rate is None else count * rate,
+        flops_per_s={dtype: count * flops for dtype, flops in spec.dense_flops_per_s.items()},
+        method=f"{count} x {spec.key}: dense ratings of the hardware catalogue",
+    )
+
+
+@cache
+def _keys_by_name() -> dict[str, tuple[str, ...]]:
+    """Lower-case key, alias or product name -> keys of the devices that carry it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for spec in catalogue().values():
+        for name in {name.lower() for name in (spec.key, spec.product_name, *spec.aliases)}:
+            found[name] = (*found.get(name, ()), spec.key)
+    return found
+
+
+def _suggestion(name: str) -> str:
+    wanted = name.strip().lower()
+    containing = [key for key in catalogue() if wanted and wanted in key]
+    alike = [_keys_by_name()[match][0] for match in difflib.get_close_matches(wanted, _keys_by_name(), n=5, cutoff=0.5)]
+    nearest = list(dict.fromkeys(containing + alike))[:5]
+    did_you_mean = f"nearest keys: {', '.join(nearest)}; " if nearest else ""
+    return f"{did_you_mean}`moecap-cluster devices` lists all; a new device is one row in catalogue.csv"
+
+
+def _spec(row: Mapping[str, str]) -> DeviceSpec:
+    memory_gib = _number(row["mem_gib"])
+    tera = {dtype: _number(row[column]) for dtype, column in RATE_COLUMNS.items()}
+    price, price_year = _dated(row["list_or_street_price_usd"])
+    rental, rental_year = _dated(row["rental_usd_per_hour"])
+    per_gb = row["vendor"] == "generic"  # components: the file says in their notes that they are priced by capacity
+    return DeviceSpec(
+        key=row["key"],
+        vendor=row["vendor"],
+        product_name=row["product_name"],
+        aliases=tuple(filter(None, row["aliases"].split("|"))),
+        kind=cast(DeviceKind, row["kind"]),
+        memory_bytes=None if memory_gib is None else round(memory_gib * 2**30),
+        memory_bytes_per_s=_giga(row["mem_bw_gb_per_s"]),
+        dense_flops_per_s={dtype: rate * 1e12 for dtype, rate in tera.items() if rate is not None},
+        tdp_w=_number(row["tdp_w"]),
+        link_bytes_per_s=_giga(row["scale_up_link_gb_per_s"]),
+        pcie_bytes_per_s_per_direction=_giga(row["pcie_gb_per_s_per_direction"]),
+        price_usd=None if per_gb else price,
+        price_usd_per_gb=price if per_gb else None,
+        price_year=price_year,
+        rental_usd_per_hour=rental,
+        rental_year=rental_year,
+        source=row["source"],
+        note=row["note"],
+    )
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+def _giga(cell: str) -> float | None:
+    """A decimal giga, as bandwidths are given."""
+    return float(cell) * 1e9 if cell else None
+
+
+def _dated(cell: str) -> tuple[float | None, int | None]:
+    """`30000@2026` -> (30000.0, 2026)."""
+    value, _, year = cell.partition("@")
+    return _number(value), int(year) if year else None

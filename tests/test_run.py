@@ -1,0 +1,60 @@
+"""Windows, checks and joined recordings, by hand."""
+
+from typing import Any
+
+from moecap.records import PassRecord, Phase, RequestRecord, RoutingRecord, ServeRecord
+from moecap.run import closed_loop_window, concatenate, run_checks
+
+
+def request(index: int, sent_ns: int, first_token_ns: int | None, **changes: Any) -> RequestRecord:
+    fields: dict[str, Any] = {
+        "request_id": f"r{index}", "attempt": 0, "item_index": index, "replica": 0, "scheduled_ns": None,
+        "sent_ns": sent_ns, "first_token_ns": first_token_ns, "end_ns": sent_ns + 100, "chunk_ns": (),
+        "chunk_tokens": (), "input_tokens": 1, "cached_tokens": 0, "output_tokens": 1, "status": "ok",
+    }  # fmt: skip
+    return RequestRecord(**{**fields, **changes})
+
+
+def forward(pass_id: int, **changes: Any) -> PassRecord:
+    fields: dict[str, Any] = {
+        "pass_id": pass_id, "step_id": pass_id, "replica": 0, "phase": Phase.DECODE, "started_ns": 0, "launched_ns": 0,
+        "duration_ns": 1, "num_requests": 1, "query_lens": (1,), "context_lens": (2,), "scheduled_tokens": 1,
+        "cached_tokens": 0, "logits_tokens": 1, "padded_tokens": 0, "accepted_tokens": None, "valid": True,
+    }  # fmt: skip
+    return PassRecord(**{**fields, **changes})
+
+
+def test_the_window_opens_at_the_second_first_token_and_closes_at_the_last_issue() -> None:
+    served = [request(0, 0, 10), request(1, 5, 22), request(2, 60, 71), request(3, 90, 99)]
+    window = closed_loop_window(served, concurrency=2)
+    assert window is not None
+    assert (window.start_ns, window.end_ns, window.phase) == (22, 90, Phase.STEADY)
+
+
+def test_no_window_without_enough_first_tokens_or_without_a_refill() -> None:
+    assert closed_loop_window([request(0, 0, None), request(1, 5, 9)], concurrency=2) is None
+    assert closed_loop_window([request(0, 0, 10), request(1, 5, 22)], concurrency=2) is None
+
+
+def test_checks_say_what_was_seen() -> None:
+    good = ServeRecord(passes=(forward(0),), routing=(), requests=(request(0, 0, 1),))
+    assert run_checks(good) == (("routing_conserves_tokens", "all_requests_completed", "passes_recorded"), {})
+    bad = ServeRecord(
+        passes=(forward(0), forward(1, valid=False, invalid_reason="layer 3: 7 assignments, not 8")), routing=(),
+        requests=(request(0, 0, 1), request(1, 0, None, status="failed", error="too long")),
+    )  # fmt: skip
+    passed, failed = run_checks(bad)
+    assert passed == ("passes_recorded",)
+    assert failed == {
+        "routing_conserves_tokens": "1 of 2 passes: layer 3: 7 assignments, not 8",
+        "all_requests_completed": "1 of 2 failed: too long",
+    }
+
+
+def test_joined_recordings_keep_pass_ids_unique_and_routing_attached() -> None:
+    routing = RoutingRecord(pass_id=1, layer=0, counts=(1, 1), distinct=2, distinct_physical=2)
+    one = ServeRecord(passes=(forward(0), forward(1)), routing=(routing,), requests=(request(0, 0, 1),), observer_ns=5)
+    both = concatenate([one, one])
+    assert [p.pass_id for p in both.passes] == [0, 1, 2, 3]
+    assert [r.pass_id for r in both.routing] == [1, 3]
+    assert (len(both.requests), both.observer_ns) == (2, 10)
