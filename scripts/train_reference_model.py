@@ -1,8 +1,8 @@
 """Makes moecap/reference: the held-out task files, the byte tokenizer, the trained model and what was measured of it.
 
-    python scripts/train_reference_model.py --untrained                                 # random weights, seconds
-    python scripts/train_reference_model.py --device cuda --steps 7000 --workers 14     # the real one
-    python scripts/write_model_card.py                                                  # then the model card
+    python scripts/train_reference_model.py --only untrained                          # random weights, seconds
+    python scripts/train_reference_model.py --device cuda --steps 7500 --workers 14   # the real one
+    python scripts/write_model_card.py                                                # then the model card
 
 Trains in bf16 with fp32 master weights, so that the weights in the file are the ones that the training loss saw. Runs
 on one device; doesn't resume, and doesn't download anything: the tasks are generated, the text is the standard library
@@ -18,6 +18,7 @@ import math
 import platform
 import random
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -35,7 +36,14 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from moecap.reference import TASK_NAMES, TaskItem
-from moecap.reference.generators import Example, held_out_items, text_documents, training_stream
+from moecap.reference.generators import (
+    GENERATORS,
+    Example,
+    completion_items,
+    held_out_items,
+    text_documents,
+    training_stream,
+)
 
 EOS, PAD, VOCABULARY = 256, 257, 264
 """Ids 0 to 255 are the bytes themselves; then end-of-sequence, padding, and reserved ids up to a multiple of 8."""
@@ -97,6 +105,8 @@ class Evaluation:
     """Source (task, or "text") -> tokens per [layer][expert], over prompts, targets and end-of-sequence."""
     text_bits_per_byte: float
     """Cross-entropy on windows of held-out text."""
+    parameters: int
+    """Of the model in the folder."""
 
 
 def build_config() -> Qwen3MoeConfig:
@@ -318,7 +328,7 @@ def route(model: Qwen3MoeForCausalLM, sequences: list[list[int]], batch: int = 1
     return counts.tolist(), nats / predicted / math.log(2)
 
 
-def evaluate(folder: Path, items: dict[str, list[TaskItem]], device: str) -> Evaluation:
+def evaluate(folder: Path, items: dict[str, list[TaskItem]], device: str, library: Path | None) -> Evaluation:
     """Load what was saved and measure it: answers in fp32 and in bf16 arithmetic, routing and text in bf16."""
     wrong = {}
     # grouped_mm has no fp32 kernel on every device.
@@ -329,11 +339,13 @@ def evaluate(folder: Path, items: dict[str, list[TaskItem]], device: str) -> Eva
     routing = {}
     for task, asked in items.items():
         routing[task], _ = route(model, [[*i.prompt.encode(), *i.target.encode(), EOS] for i in asked])
-    text = encode_text(text_documents(held_out=True))
+    text = encode_text(text_documents(held_out=True, library=library))
     windows = [text[i : i + ROW_TOKENS].tolist() for i in range(0, min(len(text), 200 * ROW_TOKENS), ROW_TOKENS)]
     routing["text"], bits = route(model, windows)
     counts = {task: len(asked) for task, asked in items.items()}
-    return Evaluation(items=counts, wrong=wrong, routing=routing, text_bits_per_byte=bits)
+    return Evaluation(
+        items=counts, wrong=wrong, routing=routing, text_bits_per_byte=bits, parameters=model.num_parameters()
+    )
 
 
 def wrong_answers(model: Qwen3MoeForCausalLM, items: list[TaskItem]) -> dict[str, str]:
@@ -342,19 +354,23 @@ def wrong_answers(model: Qwen3MoeForCausalLM, items: list[TaskItem]) -> dict[str
     return {item.item_id: given for item, given in answers if given != item.target}
 
 
-def write_tasks(folder: Path) -> dict[str, list[TaskItem]]:
+def write_tasks(folder: Path, library: Path | None) -> None:
     """Write the held-out items of every task as <task>.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    items = {}
-    for task in TASK_NAMES:
-        examples = held_out_items(task, ITEMS_PER_TASK, ITEM_SEED)
-        items[task] = [
-            TaskItem(task=task, item_id=f"{task}-{i:04}", prompt=e.prompt, target=e.target)
-            for i, e in enumerate(examples)
+    drawn = {task: [("", e) for e in held_out_items(task, ITEMS_PER_TASK, ITEM_SEED)] for task in GENERATORS}
+    drawn["complete"] = completion_items(ITEMS_PER_TASK, ITEM_SEED, library)
+    for task, examples in drawn.items():
+        lines = [
+            {"item_id": f"{task}-{i:04}{module and '-'}{module}", "prompt": e.prompt, "target": e.target}
+            for i, (module, e) in enumerate(examples)
         ]
-        lines = [{name: value for name, value in asdict(i).items() if name != "task"} for i in items[task]]
-        (folder / f"{task}.jsonl").write_text("".join(json.dumps(i) + "\n" for i in lines), encoding="utf-8")
-    return items
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def read_tasks(folder: Path) -> dict[str, list[TaskItem]]:
+    """What write_tasks wrote."""
+    files = {task: (folder / f"{task}.jsonl").read_text(encoding="utf-8").splitlines() for task in TASK_NAMES}
+    return {task: [TaskItem(task=task, **json.loads(line)) for line in lines] for task, lines in files.items()}
 
 
 def save(model: Qwen3MoeForCausalLM, folder: Path) -> None:
@@ -373,49 +389,54 @@ def _update_json(path: Path, values: dict[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_record(
-    *,
-    folder: Path,
-    arguments: argparse.Namespace,
-    recipe: Recipe,
-    training: Training,
-    evaluation: Evaluation,
-    text: list[str],
-) -> None:
-    """Keep everything measured as training.json: what the model card is written from."""
-    options = {"device": arguments.device, **asdict(recipe), "workers": arguments.workers}
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value != math.inf)
-    on_gpu = torch.device(arguments.device).type == "cuda"
+def write_training(folder: Path, arguments: argparse.Namespace, training: Training, text: list[str]) -> None:
+    """Keep what is known of the training run as training.json."""
+    options = {name: getattr(arguments, name) for name in ("device", *Recipe.__slots__, "workers")}
+    options = {name: value for name, value in options.items() if value != math.inf}
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     record = {
         "command": f"python scripts/train_reference_model.py {flags}",
-        "recipe": {name: value for name, value in asdict(recipe).items() if value != math.inf},
+        "recipe": options,
         "training": asdict(training),
-        "evaluation": asdict(evaluation),
-        "parameters": sum(p.numel() for p in Qwen3MoeForCausalLM.from_pretrained(folder).parameters()),
         "row_tokens": ROW_TOKENS,
-        "tokens": training.steps * recipe.rows * ROW_TOKENS,
-        "text": {
-            "documents": len(text),
-            "bytes": sum(len(d.encode()) for d in text),
-            "sha256": hashlib.sha256("\0".join(text).encode()).hexdigest(),
-        },
+        "tokens": training.steps * arguments.rows * ROW_TOKENS,
+        "text": describe_text(text, arguments.library),
+        **environment(arguments.device),
+    }
+    (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def describe_text(documents: list[str], library: Path | None) -> dict[str, object]:
+    """What identifies a corpus."""
+    return {
+        "library": (library or Path(sysconfig.get_path("stdlib"))).name,
+        "documents": len(documents),
+        "bytes": sum(len(d.encode()) for d in documents),
+        "sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
+    }
+
+
+def environment(device: str) -> dict[str, object]:
+    """The hardware and the versions that numbers depend on."""
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        "hardware": f"one {torch.cuda.get_device_name()}" if on_gpu else f"a CPU, {torch.get_num_threads()} threads",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "hardware": f"one {torch.cuda.get_device_name()}" if on_gpu else f"CPU, {torch.get_num_threads()} threads",
     }
-    (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("moecap/reference"), help="folder of model/ and tasks/")
-    parser.add_argument("--untrained", action="store_true", help="save the initial weights, without training")
+    parser.add_argument("--only", choices=["tasks", "untrained", "evaluate"], help="do this step alone")
+    parser.add_argument("--library", type=Path, help="standard library to read text from, if not the interpreter's")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--max-seconds", type=float, default=math.inf, help="end the schedule by then at the latest")
     parser.add_argument("--rows", type=int, default=128, help=f"rows of {ROW_TOKENS} tokens per step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -426,21 +447,32 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Make tasks, tokenizer and model; train; measure; report."""
+    """Make tasks, tokenizer and model; train; evaluate."""
     arguments = parse_arguments()
+    folder, tasks = arguments.out / "model", arguments.out / "tasks"
+    if arguments.only in (None, "tasks"):
+        write_tasks(tasks, arguments.library)
+    if arguments.only in (None, "untrained"):
+        make_model(folder, arguments)
+    if arguments.only in (None, "evaluate"):
+        evaluation = evaluate(folder, read_tasks(tasks), arguments.device, arguments.library)
+        text = describe_text(text_documents(held_out=True, library=arguments.library), arguments.library)
+        record = {**asdict(evaluation), "text": text, **environment(arguments.device)}
+        (folder / "evaluation.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def make_model(folder: Path, arguments: argparse.Namespace) -> None:
+    """Build the model, train it unless told not to, and save it with what was recorded."""
     recipe = Recipe(**{name: getattr(arguments, name) for name in Recipe.__slots__})
-    items = write_tasks(arguments.out / "tasks")
     torch.manual_seed(recipe.seed)
     model = Qwen3MoeForCausalLM(build_config()).to(arguments.device, torch.bfloat16)
     model.set_experts_implementation("grouped_mm")
-    folder = arguments.out / "model"
-    if arguments.untrained:
+    if arguments.only == "untrained":
         return save(model, folder)
-    text = text_documents(held_out=False)
+    text = text_documents(held_out=False, library=arguments.library)
     training = train(model, recipe, encode_text(text), arguments.workers)
     save(model, folder)
-    evaluation = evaluate(folder, items, arguments.device)
-    write_record(folder=folder, arguments=arguments, recipe=recipe, training=training, evaluation=evaluation, text=text)
+    write_training(folder, arguments, training, text)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ MODEL_DIR: Path = Path(__file__).parent / "model"
 TASKS_DIR: Path = Path(__file__).parent / "tasks"
 """One JSON-lines file per task, held-out items only."""
 
-TASK_NAMES: tuple[str, ...] = ("add", "sort", "edit", "choice", "multiply", "chain")
+TASK_NAMES: tuple[str, ...] = ("add", "sort", "edit", "choice", "multiply", "chain", "complete")
 """Every graded task, in the order in which reports list them."""
 
 
@@ -31,7 +31,7 @@ class TaskItem:
     task: str
     """One of TASK_NAMES."""
     item_id: str
-    """Unique over all tasks, stable between releases of the same task file."""
+    """Unique over all tasks, stable between releases of the same task file. In `complete` it ends with the module."""
     prompt: str
     """Given to the model as it is: no template, no beginning-of-sequence token."""
     target: str

@@ -13,8 +13,9 @@ import random
 import re
 import string
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 HELD_OUT_ONE_IN = 16
@@ -30,8 +31,16 @@ TRAINING_WEIGHTS: dict[str, float] = {
 }
 """How often each task is drawn for training, relative to the others."""
 
+TRAINED_SIZES = ((3, 1), (2, 2), (2, 2), (3, 2), (3, 3))
+"""Digits of the factors in training."""
+GRADED_SIZES = ((2, 2), (3, 2), (3, 3), (3, 3))
+"""Digits of the factors in the graded items: more of the sizes at which the model is unsure."""
+
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
 _SHORTEST_DOCUMENT = 100
+_SHORTEST_MODULE = 3000
+_COMPLETION_PROMPT = 64
+_LONGEST_COMPLETION = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +48,7 @@ class Example:
     """One question with its answer."""
 
     task: str
-    """Key of GENERATORS."""
+    """Key of GENERATORS, or "complete"."""
     prompt: str
     """At most 64 ASCII characters."""
     target: str
@@ -99,10 +108,12 @@ def choice(rng: random.Random) -> tuple[str, str]:
     return f"choose {question}: {options}=", "ABCD"[numbers.index(right)]
 
 
-def multiply(rng: random.Random) -> tuple[str, str]:
-    """Product of two numbers of 2 or 3 digits (once in five 3 x 1), answered at once: no column written out."""
-    digits_a, digits_b = rng.choice([(3, 1), (2, 2), (2, 2), (3, 2), (3, 3)])
-    a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in (digits_a, digits_b))
+def multiply(rng: random.Random, sizes: Sequence[tuple[int, int]] = TRAINED_SIZES) -> tuple[str, str]:
+    """Product of two numbers, answered at once: no column written out.
+
+    `sizes` are pairs of digits, drawn evenly.
+    """
+    a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in rng.choice(sizes))
     return f"mul {a}*{b}=", str(a * b)
 
 
@@ -121,7 +132,10 @@ GENERATORS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "multiply": multiply,
     "chain": chain,
 }
-"""Task name -> one question as (prompt, target), from a random source."""
+"""Task name -> one training question as (prompt, target), from a random source."""
+
+GRADED = GENERATORS | {"multiply": partial(multiply, sizes=GRADED_SIZES)}
+"""The same for the held-out questions."""
 
 
 def is_held_out(prompt: str) -> bool:
@@ -135,8 +149,9 @@ def is_held_out(prompt: str) -> bool:
 
 def draw(task: str, rng: random.Random, *, held_out: bool) -> Example:
     """Draw one example of a task from the asked side of the split."""
+    generators = GRADED if held_out else GENERATORS
     while True:
-        prompt, target = GENERATORS[task](rng)
+        prompt, target = generators[task](rng)
         if is_held_out(prompt) == held_out:
             return Example(task=task, prompt=prompt, target=target)
 
@@ -160,19 +175,46 @@ def held_out_items(task: str, count: int, seed: int) -> list[Example]:
 
 
 def text_documents(*, held_out: bool, library: Path | None = None) -> list[str]:
-    """Docstrings and modules of the running interpreter's standard library (PSF licence), one side of the split.
+    """Docstrings and modules of a standard library (PSF licence), one side of the split.
 
-    A module is held out by its name, together with its docstrings. `library` is the folder to read in its place.
+    A module is held out by its name, together with its docstrings. `library` defaults to the running interpreter's.
     """
+    modules = _modules(held_out=held_out, library=library).values()
+    documents = [document for source in modules for document in [*_docstrings(source), source]]
+    return [document for document in documents if len(document) >= _SHORTEST_DOCUMENT]
+
+
+def completion_items(count: int, seed: int, library: Path | None = None) -> list[tuple[str, Example]]:
+    """The rest of a line of held-out Python source, cut within a word 1 to 3 characters before the line ends.
+
+    Pairs of module name and question. Passages that occur in training text too (licence headers, say) are left out.
+    """
+    rng = random.Random(f"complete:{seed}")
+    modules = {name: source for name, source in _modules(held_out=True, library=library).items() if source.isascii()}
+    seen = "\0".join(text_documents(held_out=False, library=library))
+    names = [name for name, source in modules.items() if len(source) > _SHORTEST_MODULE]
+    items: dict[str, tuple[str, Example]] = {}
+    while len(items) < count:
+        name = rng.choice(names)
+        source = modules[name]
+        cut = rng.randrange(_COMPLETION_PROMPT, len(source) - 1)
+        prompt, target = source[cut - _COMPLETION_PROMPT : cut], source[cut:].split("\n")[0]
+        in_word = prompt[-1].isalnum() and target[:1].isalnum()
+        if in_word and len(target) <= _LONGEST_COMPLETION and target == target.strip() and prompt + target not in seen:
+            module = name.removesuffix(".py").replace("/", ".")
+            items.setdefault(prompt, (module, Example(task="complete", prompt=prompt, target=target)))
+    return list(items.values())
+
+
+def _modules(*, held_out: bool, library: Path | None) -> dict[str, str]:
+    """Source by path relative to the library, tests left out, one side of the split."""
     root = library or Path(sysconfig.get_path("stdlib"))
-    documents = []
+    sources = {}
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if not _SKIPPED_FOLDERS.isdisjoint(name.parts) or is_held_out(name.as_posix()) != held_out:
-            continue
-        source = path.read_text(encoding="utf-8", errors="replace")
-        documents += [d for d in [*_docstrings(source), source] if len(d) >= _SHORTEST_DOCUMENT]
-    return documents
+        if _SKIPPED_FOLDERS.isdisjoint(name.parts) and is_held_out(name.as_posix()) == held_out:
+            sources[name.as_posix()] = path.read_text(encoding="utf-8", errors="replace")
+    return sources
 
 
 def _docstrings(source: str) -> list[str]:
