@@ -6,7 +6,7 @@ Roles come from `classify`, mixers from `mixers`; here they are counted. Bytes n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from moecap.records import LayerShape, ModelShape, TensorClass
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["classify_parameters", "shape_from_config", "shape_of"]
+__all__ = ["classify_parameters", "declared_top_k", "shape_from_config", "shape_of"]
 
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
@@ -145,10 +145,16 @@ def _num_experts(experts: Part) -> int:
 
 
 def _top_k(parts: Sequence[Part], config: PreTrainedConfig) -> int:
-    """As the MoE modules hold it (they route by it), else as the configuration says."""
     routing = [part for part in parts if part.tensor_class in ("routed_expert", "router")]
-    holders = [holder for part in routing for holder in (part.parent, part.module)]
-    for holder in (*holders, config):
+    return declared_top_k([holder for part in routing for holder in (part.parent, part.module)], config)
+
+
+def declared_top_k(modules: Iterable[nn.Module], config: PreTrainedConfig) -> int:
+    """Experts per token as MoE modules hold it (they route by it), else as the configuration says.
+
+    UnsupportedModelError when neither tells.
+    """
+    for holder in (*modules, config):
         for name in TOP_K:
             if isinstance(top_k := getattr(holder, name, None), int):
                 return top_k
