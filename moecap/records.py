@@ -95,8 +95,9 @@ class WorkloadSpec:
 
     @property
     def label(self) -> str:
-        """Short and readable: `synthetic(input_tokens=64,output_tokens=32)`."""
-        return f"{self.type}({','.join(f'{k}={v}' for k, v in sorted(self.options.items()))})"
+        """Short and readable: `synthetic(input_tokens=64,output_tokens=32)`, `tasks(shots=0,tasks=add+sort)`."""
+        shown = {k: "+".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in self.options.items()}
+        return f"{self.type}({','.join(f'{k}={v}' for k, v in sorted(shown.items()))})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,6 +314,8 @@ class LayerShape:
     norm_params: int = 0
     ffn_matmul_params_per_token: int = 0
     """Matrix parameters that one token uses outside the mixer: router, top-k experts, shared experts, dense FFN."""
+    activation_elements_per_token: int = 0
+    """Elements that one token's operators read and write, each input and output once; moecap/model/activations.py."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

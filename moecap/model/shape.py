@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from moecap.errors import UnsupportedModelError
+from moecap.model.activations import activation_elements
 from moecap.model.build import meta_model
 from moecap.model.classify import Part, classify_parameters, parts_of
 from moecap.model.mixers import Mixer, recognise_mixer
@@ -85,6 +86,9 @@ def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig) ->
         router_params=params["router"],
         norm_params=params["norm"],
         ffn_matmul_params_per_token=used.total(),
+        activation_elements_per_token=activation_elements(
+            parts, mixer, config.hidden_size, num_experts=num_experts, top_k=top_k
+        ),
     )
 
 

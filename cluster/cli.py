@@ -1,0 +1,226 @@
+"""`moecap-cluster`: options, exit codes and what is printed. Composition only; heavy imports wait for their command.
+
+Exit codes: 0 ok, 1 some runs failed or were refused, 2 wrong use. Results go to stdout, progress and errors to stderr.
+"""
+
+# ruff: noqa: PLC0415  (imports inside commands: `--help` must answer at once)
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import click
+
+import moecap
+from moecap.errors import ConfigError, LeaseHeldError, MoECapError, StudyExistsError
+
+if TYPE_CHECKING:
+    from cluster.agenda import Agenda
+    from cluster.driver import Outcome
+    from cluster.launch import Launched
+    from moecap.records import StudyPlan
+
+FAILED, WRONG_USE = 1, 2
+P = ParamSpec("P")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+study_option = click.option("--study", "study_name", metavar="NAME", help="Which study, where the store holds several.")
+address_option = click.option(
+    "--address", default="local", show_default=True, metavar="auto|local|HOST:PORT",
+    help="Ray cluster to use: `local` starts one inside this process, `auto` finds the one that this machine is in.",
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(moecap.__version__, prog_name="moecap-cluster")
+def main() -> None:
+    """Measure cost, accuracy and performance of sparse MoE serving across a fleet."""
+
+
+def command(run: Callable[P, int | None]) -> click.Command:
+    """Make a function a command: its result is the exit code, our own errors become messages with theirs."""
+
+    @wraps(run)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = run(*args, **kwargs) or 0
+        except MoECapError as error:
+            click.echo(f"error: {error}", err=True)
+            code = WRONG_USE if isinstance(error, ConfigError | StudyExistsError | LeaseHeldError) else FAILED
+        click.get_current_context().exit(code)
+
+    return main.command(name=run.__name__)(wrapped)
+
+
+@command
+@click.argument("study", required=False, type=click.Path(path_type=Path))
+@address_option
+@click.option("--store", metavar="URI", help="Where results go: a path, s3://... or gs://...  [default: the study's]")
+@click.option("--resume", is_flag=True, help="Run what is missing of a study that the store holds.")
+@click.option("--retry-failed", is_flag=True, help="With --resume: also run again what failed by itself.")
+@click.option("--dry-run", is_flag=True, help="Show where every point would run; start nothing.")
+@click.option("--max-runs", type=click.IntRange(min=0), metavar="N", help="Start at most N runs.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B.0.C=YAML", help="Change the study; `a+=YAML` appends.")
+@json_option
+def launch(
+    *,
+    study: Path | None,
+    address: str,
+    store: str | None,
+    resume: bool,
+    retry_failed: bool,
+    dry_run: bool,
+    max_runs: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Run STUDY (default: the packaged laptop study) and report it."""
+    from moecap.study import load_study
+
+    if retry_failed and not resume:
+        raise ConfigError("needs a study that ran before", "--retry-failed", True, "pass --resume with it")
+    plan = _stored_at(load_study(study, overrides), store)
+    from cluster.launch import LaunchOptions, survey  # after the study: its mistakes need no Ray
+    from cluster.launch import launch as launch_plan
+
+    options = LaunchOptions(address=address, resume=resume, retry_failed=retry_failed, max_runs=max_runs)
+    if dry_run:
+        return _show_survey(survey(plan, options), as_json)
+    return _show_launched(launch_plan(plan, options, _show_progress), as_json)
+
+
+@command
+@address_option
+@json_option
+def nodes(address: str, as_json: bool) -> None:
+    """Show the nodes of a cluster and what they can host."""
+    from cluster.console import node_table
+    from cluster.inventory import connected, inventory
+    from moecap.records import to_jsonable
+
+    with connected(address):
+        infos = [node.info for node in inventory()]
+    _print(to_jsonable(infos) if as_json else node_table(infos))
+
+
+@command
+@click.argument("store")
+@study_option
+@json_option
+def status(store: str, study_name: str | None, as_json: bool) -> None:
+    """Show where every run of a study stands."""
+    from cluster.reduce import open_study
+    from cluster.status import run_status, status_text
+
+    runs = run_status(*open_study(store, study_name))
+    _print({"runs": runs} if as_json else status_text(runs))
+
+
+@command
+@click.argument("store")
+@study_option
+@json_option
+def reduce(store: str, study_name: str | None, as_json: bool) -> None:
+    """Compute all metrics anew from the recorded runs."""
+    from cluster.reduce import open_study, reduce_store
+    from moecap.records import to_jsonable
+    from moecap.report import console_table
+
+    opened, plan = open_study(store, study_name)
+    reduction = reduce_store(opened)
+    if as_json:
+        _print({"metrics": to_jsonable(reduction.metrics), "cap": to_jsonable(reduction.cap)})
+    else:
+        _print(console_table(reduction.metrics, reduction.cap, plan))
+
+
+@command
+@click.argument("store")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the report.")
+@study_option
+@json_option
+def report(store: str, out: Path, study_name: str | None, as_json: bool) -> None:
+    """Write the figures and tables of a reduced study."""
+    from cluster.reduce import open_study, report_to
+
+    files = [str(path) for path in report_to(*open_study(store, study_name), out)]
+    _print({"files": files} if as_json else "\n".join(files))
+
+
+def _stored_at(plan: StudyPlan, store: str | None) -> StudyPlan:
+    """The plan with its store: what was asked for, as a path that means the same to every process of this machine."""
+    from dataclasses import replace
+
+    root = store or plan.store
+    return replace(plan, store=root if "://" in root else str(Path(root).expanduser().absolute()))
+
+
+def _show_progress(progress: Any) -> None:
+    from cluster.console import progress_line
+
+    line = progress_line(progress)
+    if line is not None:
+        click.echo(line, err=True)
+
+
+def _show_survey(agenda: Agenda, as_json: bool) -> int:
+    from cluster.console import placement_table
+    from moecap.records import Refusal, to_jsonable
+
+    if as_json:
+        points = [
+            {
+                "point_id": point_id, "point": to_jsonable(point), "label": point.label,
+                ("refusal" if isinstance(agenda.placements[point_id], Refusal) else "placement"):
+                    to_jsonable(agenda.placements[point_id]),
+            }
+            for point_id, point in agenda.points.items()
+        ]  # fmt: skip
+        _print({"study": agenda.plan.name, "store": agenda.plan.store, "points": points})
+    else:
+        _print(placement_table(agenda))
+    if agenda.all_refused:
+        return WRONG_USE
+    return FAILED if any(isinstance(placement, Refusal) for placement in agenda.placements.values()) else 0
+
+
+def _show_launched(launched: Launched, as_json: bool) -> int:
+    from moecap.records import to_jsonable
+    from moecap.report import console_table
+
+    outcome, plan = launched.outcome, launched.agenda.plan
+    files = [str(path) for path in launched.report]
+    if launched.nothing_to_run:
+        failed = outcome.counts.get("failed", 0)
+        stored = f"all {len(outcome.states)} runs are stored"
+        click.echo(f"nothing to run: {_counted(outcome) if failed else stored}", err=True)
+        if failed:
+            click.echo("--retry-failed runs again what failed", err=True)
+    if outcome.left:
+        click.echo(f"{outcome.left} runs are left (--max-runs); --resume runs them", err=True)
+    if as_json:
+        runs = [
+            {"point_id": run.point_id, "repeat": run.repeat, "state": state} for run, state in outcome.states.items()
+        ]
+        cap = to_jsonable(launched.reduction.cap) if launched.reduction else None
+        document = {"study": plan.name, "store": plan.store, "states": outcome.counts, "left": outcome.left}
+        _print({**document, "runs": runs, "cap": cap, "report": files})
+    else:
+        if launched.reduction:
+            _print(console_table(launched.reduction.metrics, launched.reduction.cap, plan))
+        click.echo(_counted(outcome), err=True)
+        if files:
+            click.echo(f"report: {Path(files[0]).parent}", err=True)
+    return 0 if outcome.good else FAILED
+
+
+def _counted(outcome: Outcome) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(outcome.counts.items()))
+
+
+def _print(result: Any) -> None:
+    click.echo(result if isinstance(result, str) else json.dumps(result, indent=1, ensure_ascii=False))

@@ -1,0 +1,220 @@
+"""The loop of a launch: events from the engines to the lifecycle, its commands to the engines and into the store.
+
+It decides nothing and measures nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from cluster.agenda import Agenda
+from cluster.engines import Engines
+from cluster.inventory import LiveNode, alive_node_ids
+from cluster.lifecycle import END_STATES, Lifecycle
+from cluster.messages import (
+    Begin,
+    Cancelled,
+    Command,
+    EngineStopped,
+    Event,
+    Finish,
+    NodeLost,
+    Record,
+    RunKey,
+    RunState,
+    RunStored,
+    RunSummary,
+    StartEngine,
+    StartRun,
+    StopEngine,
+    WorkerLost,
+)
+from moecap.records import RunSpec
+from moecap.store import Lease, Store
+
+POLL_S = 1.0
+"""Longest wait for Ray: how soon a signal is seen."""
+HEARTBEAT_S = 5.0
+"""Period of the lease's heartbeat, of the check for lost nodes and of ledger objects."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """A run changed its state."""
+
+    run: RunKey
+    label: str
+    state: RunState
+    why: str
+    hostname: str
+    summary: RunSummary | None
+    """Of a run that was stored."""
+    ended: int
+    """Runs of the study in an end state, this one included."""
+    planned: int
+    """All runs of the study."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a launch ended."""
+
+    states: Mapping[RunKey, RunState]
+    left: int
+    """Runs left out because of `--max-runs`."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Runs per state."""
+        return dict(Counter(str(state) for state in self.states.values()))
+
+    @property
+    def good(self) -> bool:
+        """Whether every run that was not left out is stored or not needed."""
+        return set(self.states.values()) <= {RunState.STORED, RunState.NOT_NEEDED}
+
+
+def drive(
+    agenda: Agenda, nodes: Sequence[LiveNode], store: Store, lease: Lease, report: Callable[[Progress], None]
+) -> Outcome:
+    """Run the agenda to its end. SIGINT and SIGTERM cancel it: engines stop, stored runs stay."""
+    driver = _Driver(agenda, nodes, store, lease, report)
+    try:
+        with _signals() as cancelled:
+            driver.loop(cancelled)
+    finally:
+        driver.leave()
+    return Outcome(states=driver.lifecycle.states, left=len(agenda.left))
+
+
+class _Driver:
+    def __init__(
+        self,
+        agenda: Agenda,
+        nodes: Sequence[LiveNode],
+        store: Store,
+        lease: Lease,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.lifecycle = Lifecycle(agenda)
+        self._agenda, self._store, self._lease, self._report = agenda, store, lease, report
+        self._nodes = {node.info.node_id: node for node in nodes}
+        self._engines = Engines(dict(self._nodes), agenda.plan, store)
+        self._attempts = {run: agenda.attempts.get(str(run), 0) for run in agenda.todo}
+        self._ended = len(agenda.ended)
+        self._ledger: list[dict[str, Any]] = []
+        self._beat_s = time.monotonic()
+        self._finished = False
+
+    def loop(self, cancelled: Callable[[], bool]) -> None:
+        events: list[Event] = [Begin()]
+        told = False
+        while not self._finished:
+            if cancelled() and not told:
+                events.append(Cancelled())
+                told = True
+            for event in events:
+                for command in self.lifecycle.handle(event):
+                    self._do(command, event)
+            if not self._finished:
+                events = self._await_events()
+
+    def leave(self) -> None:
+        """Whatever happened: no engine stays, and what is known is in the ledger."""
+        self._engines.end_all()
+        self._flush()
+
+    def _do(self, command: Command, event: Event) -> None:
+        match command:
+            case StartEngine():
+                self._engines.start(command)
+            case StartRun():
+                self._engines.run(command)
+            case StopEngine():
+                self._engines.stop(command)
+            case Record():
+                self._record(command, event.summary if isinstance(event, RunStored) else None)
+            case Finish():
+                self._finished = True
+
+    def _await_events(self) -> list[Event]:
+        """What happened next. Whether a node is gone is said before what happened on it: an engine that stopped with
+        its node must not be started there again."""
+        events = self._engines.events(POLL_S)
+        beat = time.monotonic() - self._beat_s >= HEARTBEAT_S
+        if beat:
+            self._beat_s = time.monotonic()
+            self._lease.heartbeat()
+            self._flush()
+        if beat or any(isinstance(event, WorkerLost | EngineStopped) for event in events):
+            events = [*self._lost_nodes(), *events]
+        return events
+
+    def _lost_nodes(self) -> Iterator[Event]:
+        for node_id in sorted(self._nodes.keys() - alive_node_ids()):
+            del self._nodes[node_id]
+            yield NodeLost(node_id=node_id)
+
+    def _flush(self) -> None:
+        if self._ledger:
+            self._store.append_ledger(self._ledger)
+            self._ledger = []
+
+    def _record(self, record: Record, summary: RunSummary | None) -> None:
+        run, placement = record.run, record.placement
+        stored = summary if record.state is RunState.STORED else None
+        self._ended += record.state in END_STATES and run in self._attempts
+        hostname = placement.hostname if placement else ""
+        self._ledger.append(
+            {
+                "time_unix_s": time.time(), "run": str(run), "point_id": run.point_id, "repeat": run.repeat,
+                "state": record.state, "why": record.why.partition("\n")[0] or None, "failure": record.failure,
+                "hostname": hostname or None, "node_id": placement.node_id if placement else None,
+                "run_id": stored.run_id if stored else None, "headline": stored.headline if stored else None,
+            }
+        )  # fmt: skip
+        if record.failure is not None:
+            self._keep_failure(record)
+        spec = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat)
+        self._report(
+            Progress(
+                run=run, label=spec.label, state=record.state, why=record.why, hostname=hostname, summary=stored,
+                ended=self._ended, planned=len(self.lifecycle.states) + len(self._agenda.left),
+            )
+        )  # fmt: skip
+
+    def _keep_failure(self, record: Record) -> None:
+        run, placement = record.run, record.placement
+        assert placement is not None and record.failure is not None, "only a run that was placed can fail"
+        fingerprint = next(node.fingerprint for node in self._agenda.nodes if node.node_id == placement.node_id)
+        spec = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat)
+        self._store.write_failure(
+            point_id=run.point_id, repeat=run.repeat, attempt=self._attempts[run], error=record.why,
+            kind=record.failure, run_id=spec.run_id(fingerprint),
+        )  # fmt: skip
+        self._attempts[run] += 1
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came; a second one ends the driver at once."""
+    seen: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,174 @@
+"""The actors of a node: NodeAgent speaks for the machine, Runner holds one engine and measures on it.
+
+Both are plain classes; who creates them makes them actors. A Runner writes its runs to the store itself, so that
+records never pass through the driver. Nothing here decides what runs where.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayError
+
+import moecap
+from cluster.messages import RunSummary
+from moecap.errors import CalibrationError, ClusterError
+from moecap.hardware.calibrate import calibrate_cpu
+from moecap.hardware.catalogue import catalogue_peaks, find_device
+from moecap.hardware.detect import detect_node
+from moecap.metrics.reduce import headline
+from moecap.records import ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
+from moecap.run import Session
+from moecap.store import RunData, Store
+from moecap.telemetry.base import Recorder, Telemetry
+
+TELEMETRY_HZ = 10.0
+ANSWER_TIMEOUT_S = 30.0
+RUNNER_EXIT_S = 3.0
+PROCESS_EXIT_S = 10.0
+
+
+class NodeAgent:
+    """One per node, in a process of its own: what it is, what it can do, what it does while a run goes on."""
+
+    def __init__(self) -> None:
+        self._recorder: Recorder | None = None
+        self._calibrated: dict[int, Peaks] = {}
+
+    def version(self) -> str:
+        """Of the moecap that this node would run."""
+        return moecap.__version__
+
+    def describe(self, node_id: str, labels: Mapping[str, str]) -> NodeInfo:
+        """The machine, as seen from itself."""
+        return detect_node(node_id, labels)
+
+    def calibrate(self, num_threads: int, after: object = None) -> Peaks:
+        """Peaks of the CPUs, measured once; unknown, with the reason, where that fails. Pass what must have happened
+        before as `after`: Ray waits for it."""
+        del after
+        if num_threads not in self._calibrated:
+            self._calibrated[num_threads] = _calibrate(num_threads)
+        return self._calibrated[num_threads]
+
+    def start_telemetry(self, engine_pid: int) -> None:
+        """Sample this host. A recording that a lost engine left open is dropped."""
+        if self._recorder is not None:
+            self._recorder.stop()
+        self._recorder = Recorder(hz=TELEMETRY_HZ)
+        self._recorder.start(engine_pid)
+
+    def stop_telemetry(self) -> Telemetry:
+        """What was sampled since the start."""
+        if self._recorder is None:
+            raise ClusterError("telemetry was not started, or its node agent was restarted meanwhile")
+        recorder, self._recorder = self._recorder, None
+        return recorder.stop()
+
+    def end_process_group(self, group_id: int) -> None:
+        """See that every process of an engine is gone: its Runner, which Ray was told to kill, then all others."""
+        members = [process for process in psutil.process_iter() if _group_of(process.pid) == group_id]
+        psutil.wait_procs([process for process in members if process.pid == group_id], timeout=RUNNER_EXIT_S)
+        try:
+            os.killpg(group_id, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        psutil.wait_procs(members, timeout=PROCESS_EXIT_S)
+
+
+class Runner:
+    """Holds one warm engine and measures runs on it."""
+
+    def __init__(self) -> None:
+        if os.getpgrp() != os.getpid():
+            os.setpgid(0, 0)  # whatever the engine starts can then be ended as one
+
+    def process_group(self) -> int:
+        """Id of the group that this process and the engine's own processes belong to."""
+        return os.getpgrp()
+
+    def open(
+        self,
+        *,
+        model: ModelSpec,
+        system: SystemSpec,
+        placement: Placement,
+        node: NodeInfo,
+        agent: Any,
+        calibrated: Peaks | None,
+        store: Store,
+    ) -> None:
+        """Start the engine. Raises EngineError, ConfigError or MissingDependencyError when it can't."""
+        self._node, self._store, self._telemetry = node, store, _RemoteTelemetry(agent)
+        peaks = _peaks(node, placement, calibrated)
+        self._session = Session.open(model=model, system=system, placement=placement, node=node, peaks=peaks)
+
+    def run(self, spec: RunSpec, cooldown_s: float) -> RunSummary:
+        """Measure and store. A run that is whole already (its worker died before it could say so) is left alone."""
+        run_id = spec.run_id(self._node.fingerprint)
+        if self._store.is_whole(run_id):
+            return _summary(self._store.load_run(run_id))
+        time.sleep(cooldown_s)
+        run = self._session.run(spec, study=self._store.study, telemetry=self._telemetry)
+        self._store.write_run(run)
+        return _summary(run)
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._session.close()
+
+
+class _RemoteTelemetry:
+    """The node agent's telemetry, for a Session."""
+
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
+
+    def start(self, engine_pid: int) -> None:
+        self._ask(self._agent.start_telemetry.remote(engine_pid))
+
+    def stop(self) -> Telemetry:
+        telemetry: Telemetry = self._ask(self._agent.stop_telemetry.remote())
+        return telemetry
+
+    def _ask(self, ref: Any) -> Any:
+        try:
+            return ray.get(ref, timeout=ANSWER_TIMEOUT_S)
+        except RayError as error:
+            raise ClusterError(f"the node agent gave no telemetry: {error}") from error
+
+
+def _summary(run: RunData) -> RunSummary:
+    manifest = run.manifest
+    return RunSummary(
+        run_id=manifest.run_id, headline=headline(run), flags=manifest.flags, checks_failed=manifest.checks_failed
+    )
+
+
+def _calibrate(num_threads: int) -> Peaks:
+    """A node whose peaks can't be measured still serves: what rests on them is unknown, the rest isn't."""
+    try:
+        return calibrate_cpu(num_threads, tempfile.gettempdir())
+    except CalibrationError as error:
+        return Peaks(source="calibrated", memory_bytes_per_s=None, flops_per_s={}, method=f"failed: {error}")
+
+
+def _peaks(node: NodeInfo, placement: Placement, calibrated: Peaks | None) -> tuple[Peaks, ...]:
+    """Every peak source that is known for the placement."""
+    known = () if calibrated is None else (calibrated,)
+    key = node.devices[0].key if placement.device_uuids else None
+    return known if key is None else (*known, catalogue_peaks(find_device(key), len(placement.device_uuids)))
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,56 @@
+"""Metrics of the accuracy axis: graded items to scores with standard errors. It grades nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+
+import numpy as np
+
+from moecap.metrics.columns import Floats
+from moecap.metrics.declare import Observed, metric
+from moecap.metrics.view import RunView
+
+
+def task_scores(run: RunView) -> dict[str, Floats]:
+    """Scores by task, in the order of the study; an item that failed is wrong, never left out."""
+    accuracy = run.manifest.spec.point.accuracy
+    table = run.run.samples
+    tasks, status = np.array(table["task"].to_pylist()), np.array(table["status"].to_pylist())
+    scores = np.where(status == "failed", 0.0, table["score"].fill_null(0.0).to_numpy())
+    return {task: scores[tasks == task] for task in (accuracy.tasks if accuracy else ())}
+
+
+def mean_and_error(scores: Floats) -> tuple[float, float | None]:
+    """Mean and its standard error, sample deviation / sqrt(n) with n - 1; None for a single item."""
+    if len(scores) < 2:
+        return float(scores.mean()), None
+    return float(scores.mean()), float(scores.std(ddof=1) / sqrt(len(scores)))
+
+
+@metric("accuracy", unit="ratio", direction="higher", needs=("samples",), kind="accuracy")
+def accuracy(run: RunView) -> Iterator[Observed]:
+    """Every task's mean score, and the mean of the tasks, whose standard error is sqrt(sum of squares) / tasks."""
+    means, errors, items = [], [], 0
+    for task, scores in task_scores(run).items():
+        if len(scores) == 0:
+            yield Observed(missing=f"no item of {task} was scored", qualifiers={"task": task})
+            return
+        mean, error = mean_and_error(scores)
+        yield Observed(
+            numerator=float(scores.sum()), denominator=float(len(scores)), n=len(scores), standard_error=error,
+            qualifiers={"task": task},
+        )  # fmt: skip
+        means.append(mean)
+        errors.append(error)
+        items += len(scores)
+    known = [error for error in errors if error is not None]
+    combined = sqrt(sum(error**2 for error in known)) / len(means) if len(known) == len(means) else None
+    yield Observed(numerator=sum(means), denominator=float(len(means)), n=items, standard_error=combined)
+
+
+@metric("truncated_share", unit="ratio", direction="lower", needs=("samples",), kind="accuracy")
+def truncated_share(run: RunView) -> Iterator[Observed]:
+    """Items whose answer was cut at its longest."""
+    status = run.run.samples["status"].to_pylist()
+    yield Observed(numerator=float(status.count("truncated")), denominator=float(len(status)), n=len(status))

@@ -1,0 +1,91 @@
+"""Recorded tables as numpy columns: the types that metrics compute with. Which rows count is decided in `view`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from moecap.records import Phase
+
+NS = 1e-9
+PHASES: tuple[str | None, ...] = (None, Phase.PREFILL.value, Phase.DECODE.value)
+"""None: all passes, mixed ones too."""
+
+Ints = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """The counted passes of a window, one element per pass; `query`, `context` and `row` one per (pass, request)."""
+
+    pass_id: Ints
+    phase: NDArray[np.str_]
+    started_ns: Ints
+    launched_ns: Ints
+    duration_s: Floats
+    num_requests: Ints
+    scheduled_tokens: Ints
+    logits_tokens: Ints
+    padded_tokens: Ints
+    query: Ints
+    """Tokens computed."""
+    context: Ints
+    """Tokens attended at the pass's end."""
+    row: Ints
+    """Index of the pass."""
+
+    def __len__(self) -> int:
+        return len(self.pass_id)
+
+    def where(self, phase: str | None) -> Bools:
+        """Passes of a phase."""
+        return np.ones(len(self), dtype=np.bool_) if phase is None else self.phase == phase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routing:
+    """Per counted pass (rows) and MoE layer (columns, in layer order)."""
+
+    layers: Ints
+    distinct: Ints
+    distinct_physical: Ints
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Requests:
+    """Every request of the run that was served or failed, one element each."""
+
+    sent_ns: Ints
+    first_token_ns: Ints
+    """-1: none."""
+    end_ns: Ints
+    input_tokens: Ints
+    output_tokens: Ints
+    ok: Bools
+    chunk_ns: Ints
+    """One per (request, chunk), as `chunk_tokens` and `chunk_row`."""
+    chunk_tokens: Ints
+    chunk_row: Ints
+
+    def __len__(self) -> int:
+        return len(self.sent_ns)
+
+
+def column(table: pa.Table, name: str) -> Ints:
+    """An integer column; null as -1."""
+    values: Ints = pc.fill_null(table[name], -1).to_numpy().astype(np.int64)
+    return values
+
+
+def flat(lists: Any) -> tuple[Ints, Ints]:
+    """A list column -> its values one after the other, and the row that each comes from."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    values: Ints = pc.list_flatten(lists).to_numpy().astype(np.int64)
+    return values, np.repeat(np.arange(len(lengths)), lengths)

@@ -1,0 +1,128 @@
+"""One recorded run as numpy columns, cut to its measurement window. It computes no metric.
+
+Passes count when they are valid and end inside the window; requests when they were sent inside it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat
+from moecap.metrics.prices import Prices
+from moecap.metrics.work import PassWork, pass_work
+from moecap.records import CostSpec, Manifest, SloSpec
+from moecap.store import RunData
+
+
+class RunView:
+    """A run, its window and the prices that it is charged by."""
+
+    def __init__(self, run: RunData, *, slo: SloSpec | None, cost: CostSpec, prices: Prices) -> None:
+        self.run, self.prices = run, prices
+        self.manifest: Manifest = run.manifest
+        self.shape, self.held, self.peaks = run.manifest.shape, run.manifest.held, run.manifest.peaks
+        self.slo, self.cost = slo, cost
+
+    @property
+    def window_ns(self) -> tuple[int, int]:
+        """Start and end of the measurement, from the first window to the last."""
+        windows = self.manifest.windows
+        return min(one.start_ns for one in windows), max(one.end_ns for one in windows)
+
+    @property
+    def window_s(self) -> float:
+        """Length of it."""
+        start_ns, end_ns = self.window_ns
+        return (end_ns - start_ns) * NS
+
+    def is_empty(self, table: str) -> bool:
+        """Whether the run recorded nothing of the kind."""
+        found: pa.Table = getattr(self.run, table)
+        return len(found) == 0
+
+    @cached_property
+    def passes(self) -> Passes:
+        """Valid passes that end inside the window."""
+        start_ns, end_ns = self.window_ns
+        ends = pc.add(self.run.passes["started_ns"], self.run.passes["duration_ns"])
+        inside = pc.and_(pc.greater_equal(ends, start_ns), pc.less_equal(ends, end_ns))
+        table = self.run.passes.filter(pc.and_(inside, self.run.passes["valid"]))
+        query, row = flat(table["query_lens"])
+        context, _ = flat(table["context_lens"])
+        return Passes(
+            pass_id=column(table, "pass_id"), phase=np.array(table["phase"].to_pylist(), dtype=np.str_),
+            started_ns=column(table, "started_ns"), launched_ns=column(table, "launched_ns"),
+            duration_s=column(table, "duration_ns") * NS, num_requests=column(table, "num_requests"),
+            scheduled_tokens=column(table, "scheduled_tokens"), logits_tokens=column(table, "logits_tokens"),
+            padded_tokens=column(table, "padded_tokens"), query=query, context=context, row=row,
+        )  # fmt: skip
+
+    @cached_property
+    def routing(self) -> Routing:
+        """Distinct experts of the counted passes; a valid pass has a row for every MoE layer."""
+        ids = self.passes.pass_id
+        table = self.run.routing.filter(pc.is_in(self.run.routing["pass_id"], value_set=pa.array(ids, pa.int64())))
+        layers = np.unique(column(table, "layer"))
+        at = (
+            np.searchsorted(ids, column(table, "pass_id"), sorter=(order := np.argsort(ids, kind="stable"))),
+            np.searchsorted(layers, column(table, "layer")),
+        )
+        rows = order[at[0]]
+        found = {}
+        for name in ("distinct", "distinct_physical"):
+            matrix = np.zeros((len(ids), len(layers)), dtype=np.int64)
+            matrix[rows, at[1]] = column(table, name)
+            found[name] = matrix
+        return Routing(layers=layers, **found)
+
+    @cached_property
+    def work(self) -> PassWork:
+        """Bytes and FLOPs of the counted passes."""
+        return pass_work(self.shape, self.held, self.passes, self.routing)
+
+    @cached_property
+    def expert_tokens(self) -> Ints:
+        """Real tokens per (MoE layer, expert) over the counted passes."""
+        ids = pa.array(self.passes.pass_id, pa.int64())
+        table = self.run.routing.filter(pc.is_in(self.run.routing["pass_id"], value_set=ids))
+        layers, totals = self.routing.layers, []
+        for layer in layers:
+            counts = table.filter(pc.equal(table["layer"], int(layer)))["counts"]
+            totals.append(flat(counts)[0].reshape(len(counts), -1).sum(axis=0))
+        return np.array(totals, dtype=np.int64)
+
+    @cached_property
+    def tier_names(self) -> list[str]:
+        """Memory tiers that passes read from."""
+        return sorted(set(self.run.tiers["tier"].to_pylist()))
+
+    def tier_reads(self, tier: str) -> tuple[Ints, Ints]:
+        """Index of each counted pass that has a record of the tier, and the bytes that it read there."""
+        table = self.run.tiers.filter(pc.equal(self.run.tiers["tier"], tier))
+        at = {int(pass_id): index for index, pass_id in enumerate(self.passes.pass_id)}
+        pairs = zip(column(table, "pass_id").tolist(), column(table, "bytes_read").tolist(), strict=True)
+        kept = [(at[pass_id], bytes_read) for pass_id, bytes_read in pairs if pass_id in at]
+        return np.array([row for row, _ in kept], dtype=np.int64), np.array([read for _, read in kept], dtype=np.int64)
+
+    @cached_property
+    def requests(self) -> Requests:
+        """All recorded requests, whenever they were sent."""
+        table = self.run.requests
+        chunk_ns, chunk_row = flat(table["chunk_ns"])
+        return Requests(
+            sent_ns=column(table, "sent_ns"), first_token_ns=column(table, "first_token_ns"),
+            end_ns=column(table, "end_ns"), input_tokens=column(table, "input_tokens"),
+            output_tokens=column(table, "output_tokens"),
+            ok=np.array(table["status"].to_pylist(), dtype=np.str_) == "ok",
+            chunk_ns=chunk_ns, chunk_tokens=flat(table["chunk_tokens"])[0], chunk_row=chunk_row,
+        )  # fmt: skip
+
+    def inside(self, times_ns: Ints) -> Bools:
+        """Which moments lie in the window."""
+        start_ns, end_ns = self.window_ns
+        found: Bools = (times_ns >= start_ns) & (times_ns <= end_ns)
+        return found

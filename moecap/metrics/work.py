@@ -1,0 +1,170 @@
+"""What passes had to read and compute: bytes and FLOPs per pass from a model's shape and what was recorded.
+
+Exact given the records: distinct experts are those that fired, widths are those that the engine held. Nothing here
+knows time or hardware; ratios with these are in `performance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moecap.metrics.columns import Floats, Ints, Passes, Routing
+from moecap.records import HeldWeights, ModelShape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassWork:
+    """One element per pass. Names as in the definitions of S-MBU and S-MFU."""
+
+    weight_bytes: Floats
+    """A_p, scope paper: mixers, dense FFN, shared experts and each distinct routed expert, once."""
+    weight_bytes_all_experts: Floats
+    """The same with every expert."""
+    weight_bytes_min_bk: Floats
+    """The same with min(tokens x top-k, E) experts per layer."""
+    kv_bytes: Floats
+    """K_p: every attended token's keys and values once per request and layer, windows honoured; states."""
+    physical_bytes: Floats
+    """A_p and K_p with `distinct_physical`, and router, norms, lm_head, embedding rows, KV and state written,
+    activations."""
+    flops: Mapping[str, Floats]
+    """By compute dtype."""
+
+
+def pass_work(shape: ModelShape, held: HeldWeights, passes: Passes, routing: Routing) -> PassWork:
+    """Work of every pass. `routing` has a column per MoE layer of `shape`. KeyError for a class without a width."""
+    experts = _expert_bytes(shape, held, routing.layers)
+    fixed = _always_read_bytes(shape, held)
+    num_experts, top_k = _per_moe_layer(shape, routing.layers)
+    rows = passes.scheduled_tokens + passes.padded_tokens
+    most = np.minimum(passes.scheduled_tokens[:, None] * top_k, num_experts)
+    kv = _per_request_sum(_kv_read_elements(shape, passes), passes) * held.kv_bytes_per_element
+    return PassWork(
+        weight_bytes=fixed + routing.distinct @ experts,
+        weight_bytes_all_experts=np.full(len(passes), fixed + num_experts @ experts),
+        weight_bytes_min_bk=fixed + most @ experts,
+        kv_bytes=kv,
+        physical_bytes=fixed + routing.distinct_physical @ experts + kv
+        + _unavoidable_bytes(shape, held, passes)
+        + _activation_bytes(shape, held, rows, passes.logits_tokens),
+        flops=_flops(shape, held, passes),
+    )  # fmt: skip
+
+
+def _expert_bytes(shape: ModelShape, held: HeldWeights, layers: Ints) -> Floats:
+    """Bytes of one routed expert per MoE layer."""
+    width = held.bytes_per_param["routed_expert"]
+    return np.array([shape.layers[layer].expert_params * width for layer in layers], dtype=np.float64)
+
+
+def _per_moe_layer(shape: ModelShape, layers: Ints) -> tuple[Ints, Ints]:
+    moe = [shape.layers[layer] for layer in layers]
+    return np.array([one.num_experts for one in moe]), np.array([one.top_k for one in moe])
+
+
+def _always_read_bytes(shape: ModelShape, held: HeldWeights) -> float:
+    """Mixers, dense FFNs and shared experts."""
+    params = {
+        "mixer": sum(layer.mixer_params for layer in shape.layers),
+        "dense_ffn": sum(layer.dense_ffn_params for layer in shape.layers),
+        "shared_expert": sum(layer.shared_expert_params for layer in shape.layers),
+    }
+    return sum(count * held.bytes_per_param[kind] for kind, count in params.items() if count)
+
+
+def _kv_read_elements(shape: ModelShape, passes: Passes) -> Ints:
+    """Per (pass, request): attended tokens x elements, over the layers by their windows, and states."""
+    total = np.full(len(passes.row), sum(layer.state_elements for layer in shape.layers), dtype=np.int64)
+    for window, elements in _by_window(shape, "kv_elements_per_token").items():
+        attended = passes.context
+        if window is not None:  # the queries of one pass together attend to window + q - 1 tokens
+            attended = np.minimum(attended, window + passes.query - 1)
+        total = total + attended * elements
+    return total
+
+
+def _by_window(shape: ModelShape, quantity: str) -> dict[int | None, int]:
+    """A quantity of the layers, summed by their windows (None: the whole context)."""
+    found: dict[int | None, int] = {}
+    for layer in shape.layers:
+        amount: int = getattr(layer, quantity)
+        if amount:
+            found[layer.window_tokens] = found.get(layer.window_tokens, 0) + amount
+    return found
+
+
+def _per_request_sum(values: Ints, passes: Passes) -> Floats:
+    """Per (pass, request) -> per pass."""
+    total = np.zeros(len(passes))
+    np.add.at(total, passes.row, values)
+    return total
+
+
+def _unavoidable_bytes(shape: ModelShape, held: HeldWeights, passes: Passes) -> Floats:
+    """Router, norms, lm_head when logits are made, embedding rows of all rows, KV and state written."""
+    width = held.bytes_per_param
+    router = sum(layer.router_params for layer in shape.layers) * width.get("router", 0.0)
+    norms = (sum(layer.norm_params for layer in shape.layers) + shape.final_norm_params) * width.get("norm", 0.0)
+    head = shape.lm_head_matrix_params * width["lm_head"]
+    row_bytes = shape.hidden_size * width["embedding"]
+    kv_elements = sum(layer.kv_elements_per_token for layer in shape.layers)
+    state_elements = sum(layer.state_elements for layer in shape.layers)
+    written = passes.scheduled_tokens * kv_elements + passes.num_requests * state_elements
+    rows = passes.scheduled_tokens + passes.padded_tokens
+    heads: Floats = (passes.logits_tokens > 0) * head
+    moved: Floats = heads + rows * row_bytes + written * held.kv_bytes_per_element
+    return router + norms + moved
+
+
+def _activation_bytes(shape: ModelShape, held: HeldWeights, rows: Ints, logits_rows: Ints) -> Floats:
+    """Layers by `LayerShape.activation_elements_per_token`; the embedding's output; final norm and lm_head of logits
+    rows."""
+    per_row = shape.hidden_size + sum(layer.activation_elements_per_token for layer in shape.layers)
+    per_logits_row = 2 * shape.hidden_size + shape.hidden_size + shape.vocab_size
+    elements = rows * per_row + logits_rows * per_logits_row
+    return (elements * held.activation_bytes_per_element).astype(np.float64)
+
+
+def _flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str, Floats]:
+    """2 x matrix parameters that each token uses, attention scores of every causal pair, lm_head for logits rows."""
+    tokens = passes.scheduled_tokens
+    scores = sum(
+        per_pair * _per_request_sum(_causal_pairs(passes, window), passes)
+        for window, per_pair in _by_window(shape, "score_flops_per_pair").items()
+    )
+    ffn = "routed_expert" if any(layer.num_experts for layer in shape.layers) else "dense_ffn"
+    parts: list[tuple[str, Floats]] = [
+        ("mixer", 2.0 * tokens * sum(layer.mixer_matmul_params for layer in shape.layers)),
+        (ffn, 2.0 * tokens * sum(layer.ffn_matmul_params_per_token for layer in shape.layers)),
+        ("lm_head", 2.0 * passes.logits_tokens * shape.lm_head_matrix_params),
+        ("attention", np.zeros(len(passes)) + scores),
+    ]
+    found: dict[str, Floats] = {}
+    for kind, flops in parts:
+        dtype = held.compute_dtype[kind]
+        found[dtype] = found.get(dtype, np.zeros(len(passes))) + flops
+    return found
+
+
+def _causal_pairs(passes: Passes, window: int | None) -> Ints:
+    """Per (pass, request): (query, attended key) pairs, each of q queries up to its own position, at most `window`."""
+    before = passes.context - passes.query
+    q = passes.query
+    if window is None:
+        whole: Ints = q * before + q * (q + 1) // 2
+        return whole
+    growing = np.clip(window - before, 0, q)  # queries whose whole context fits the window
+    pairs: Ints = growing * before + growing * (growing + 1) // 2 + (q - growing) * window
+    return pairs
+
+
+def kv_held_bytes(shape: ModelShape, held: HeldWeights, passes: Passes) -> Floats:
+    """Bytes of KV and state that the requests of each pass hold at its end, windows honoured."""
+    total = np.full(len(passes.row), sum(layer.state_elements for layer in shape.layers), dtype=np.int64)
+    for window, elements in _by_window(shape, "kv_elements_per_token").items():
+        kept = passes.context if window is None else np.minimum(passes.context, window)
+        total = total + kept * elements
+    return _per_request_sum(total, passes) * held.kv_bytes_per_element

@@ -1,0 +1,65 @@
+"""Elements of activations that one token moves through a decoder layer: each operator's input and output once.
+
+The operators, unfused, for one row of a pass: norms as wide as the hidden state; every linear layer (projections,
+router, shared experts, dense FFN) and the two products of each chosen expert; the activation function between them;
+attention, with its query, its own key and value, and its output (the KV cache is counted apart, by who reads it); the
+sum over chosen experts; two residual additions. Rotary embedding and norms narrower than the hidden state count as one
+with the projection before them; a linear mixer's recurrence counts by its state, elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from moecap.model.classify import Part
+from moecap.model.mixers import Mixer, is_norm
+
+MOVED_BY_ADDITION = 3
+"""Hidden states that a residual addition reads (two) and writes (one)."""
+
+
+def activation_elements(parts: Sequence[Part], mixer: Mixer, hidden_size: int, *, num_experts: int, top_k: int) -> int:
+    """Elements read and written per token in the layer that `parts` make up."""
+    total = mixer.score_flops_per_pair // 2 + mixer.kv_elements_per_token
+    for part in parts:
+        total += sum(2 * hidden_size for module in part.module.modules() if _is_wide_norm(module, hidden_size))
+        if part.tensor_class == "routed_expert":
+            total += top_k * _one_expert(part, hidden_size, num_experts) + (top_k + 1) * hidden_size
+        else:
+            total += sum(map(sum, _products(part.module)))
+            if part.tensor_class in ("dense_ffn", "shared_expert"):
+                total += _inner(_products(part.module))
+    has_mixer, has_ffn = mixer.kind != "none", any(part.tensor_class in FFNS for part in parts)
+    return total + (has_mixer + has_ffn) * MOVED_BY_ADDITION * hidden_size
+
+
+FFNS = ("routed_expert", "shared_expert", "dense_ffn")
+
+
+def _one_expert(part: Part, hidden_size: int, num_experts: int) -> int:
+    """Inputs and outputs of one expert's products and of the activation function between them."""
+    if isinstance(part.module, nn.ModuleList):
+        products = _products(part.module)
+        one = products[: len(products) // num_experts]
+        return sum(map(sum, one)) + _inner(one)
+    fused = [parameter.shape[1:] for parameter in part.parameters.values() if parameter.dim() == 3]
+    return sum(2 * (rows + columns) - hidden_size for rows, columns in fused)
+
+
+def _products(module: nn.Module) -> list[tuple[int, int]]:
+    """(input, output) widths of the matrix products below `module`, in order; routers may hold a bare matrix."""
+    linears = [(one.in_features, one.out_features) for one in module.modules() if isinstance(one, nn.Linear)]
+    bare = [p.shape for p in module.parameters(recurse=False) if p.dim() == 2] if not linears else []
+    return linears + [(columns, rows) for rows, columns in bare]
+
+
+def _inner(products: Iterable[tuple[int, int]]) -> int:
+    """What lies between a feed-forward's products: outputs of all but the last, and the input of the last."""
+    *first, last = products
+    return sum(output for _, output in first) + last[0]
+
+
+def _is_wide_norm(module: nn.Module, hidden_size: int) -> bool:
+    return is_norm(module) and any(parameter.numel() == hidden_size for parameter in module.parameters())

@@ -1,0 +1,196 @@
+"""The whole loop on a real Ray with the fake engine: what is stored, what is run again, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from cluster.cli import main
+
+STUDY: dict[str, Any] = {
+    "name": "t",
+    "models": ["reference"],
+    "systems": [{"name": "one", "engine": "fake", "node": "cpu"}],
+    "workloads": [{"type": "synthetic", "input_tokens": 8, "output_tokens": 4}],
+    "sweep": {"concurrency": [1, 4]},
+    "repeats": {"min": 2, "max": 2},
+    "peaks": "catalogue",
+}
+REPEATS_3 = {"min": 3, "max": 3}
+
+
+class Bench:
+    """One study in one store, launched on the tests' Ray."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder, self.address, self.base = folder, address, folder / "store" / "t"
+
+    def launch(self, *options: str, **changes: Any) -> Result:
+        path = self.folder / "study.yaml"
+        path.write_text(yaml.safe_dump(STUDY | changes))
+        store = ["--store", str(self.folder / "store")]
+        return CliRunner().invoke(main, ["launch", str(path), "--address", self.address, *store, *options])
+
+    def manifests(self) -> dict[str, int]:
+        """run_id -> when its manifest was written."""
+        return {path.parent.name: path.stat().st_mtime_ns for path in self.base.glob("runs/*/manifest.json")}
+
+    def ledger(self) -> list[dict[str, Any]]:
+        return [
+            json.loads(line) for path in sorted(self.base.glob("ledger/*")) for line in path.read_text().splitlines()
+        ]
+
+    def failures(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted(self.base.glob("failed/*/error.json"))]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, ray_address: str) -> Bench:
+    return Bench(tmp_path, ray_address)
+
+
+def system(name: str = "one", node: str = "cpu", **args: Any) -> dict[str, Any]:
+    return {"name": name, "engine": "fake", "node": node, "args": args}
+
+
+def states(result: Result) -> dict[str, int]:
+    document: dict[str, Any] = json.loads(result.stdout)
+    counts: dict[str, int] = document["states"]
+    return counts
+
+
+def test_a_study_is_stored_whole_and_a_second_launch_runs_nothing(bench: Bench) -> None:
+    result = bench.launch("--json")
+    assert result.exit_code == 0, result.stderr
+    assert states(result) == {"stored": 4}
+    assert "[1/4] one concurrency=1 #0  " in result.stderr
+    assert "tok/s" in result.stderr
+    before = bench.manifests()
+    assert len(before) == 4
+    told = [entry["state"] for entry in bench.ledger()]
+    assert (told.count("running"), told.count("stored")) == (4, 4)
+    assert json.loads((bench.base / "plan.json").read_text())["placements"]
+    assert any((bench.base / "report").iterdir())
+    assert not (bench.base / "lease.json").exists()
+
+    refused = bench.launch()
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+
+    again = bench.launch("--resume")
+    assert again.exit_code == 0
+    assert "nothing to run: all 4 runs are stored" in again.stderr
+    assert bench.manifests() == before
+
+    shown = CliRunner().invoke(main, ["status", str(bench.folder / "store"), "--json"])
+    assert [run["state"] for run in json.loads(shown.stdout)["runs"]] == ["stored"] * 4
+
+
+def test_manifests_say_what_ran_where(bench: Bench) -> None:
+    bench.launch(sweep={"concurrency": [1]}, repeats={"min": 1, "max": 1}, systems=[system(pass_s=0.002)])
+    (path,) = bench.base.glob("runs/*/manifest.json")
+    manifest = json.loads(path.read_text())
+    assert manifest["engine"] == {"threads": manifest["node"]["num_cpus"]}
+    assert manifest["placement"]["node_id"] == manifest["node"]["node_id"]
+    assert (manifest["attempted"], manifest["completed"]) == (8, 8)
+    assert manifest["checks_failed"] == {}
+    assert manifest["sampler"]["samples"] >= 2
+
+
+def test_what_is_left_by_max_runs_is_run_on_resume(bench: Bench) -> None:
+    result = bench.launch("--max-runs", "1", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["left"] == 3
+    first = bench.manifests()
+    assert len(first) == 1
+    assert states(bench.launch("--resume", "--json")) == {"stored": 4}
+    assert first.items() <= bench.manifests().items()
+
+
+def test_an_edited_study_adds_its_new_points_and_marks_the_dropped_ones(bench: Bench) -> None:
+    bench.launch(sweep={"concurrency": [1]})
+    before = bench.manifests()
+    assert states(bench.launch("--resume", "--json", sweep={"concurrency": [2]})) == {"stored": 2}
+    assert before.items() <= bench.manifests().items()
+    assert len(bench.manifests()) == 4
+    edited = json.loads((bench.base / "plan.json").read_text())["plan"]
+    assert len(edited["points"]) == len(edited["dropped_points"]) == 1
+
+
+def test_an_engine_that_cannot_start_fails_and_is_tried_again_only_on_request(bench: Bench) -> None:
+    systems = [system("bad", fail_at_start=True), system("good")]
+    result = bench.launch("--json", systems=systems, sweep={"concurrency": [1]})
+    assert result.exit_code == 1
+    assert states(result) == {"failed": 2, "stored": 2}
+    assert {(one["kind"], one["attempt"]) for one in bench.failures()} == {("own", 0)}
+    assert all("EngineError: told to fail at start" in one["error"] for one in bench.failures())
+
+    again = bench.launch("--resume", systems=systems, sweep={"concurrency": [1]})
+    assert again.exit_code == 1
+    assert "nothing to run: 2 failed, 2 stored" in again.stderr
+    bench.launch("--resume", "--retry-failed", systems=systems, sweep={"concurrency": [1]})
+    assert sorted(one["attempt"] for one in bench.failures()) == [0, 0, 1, 1]
+
+
+def test_a_run_that_fails_by_itself_leaves_the_others_alone(bench: Bench) -> None:
+    """At concurrency 1 a run has 1 warm-up request and 8 others, so that request 12 is in an engine's second run."""
+    result = bench.launch(
+        "--json", systems=[system(crash_at_request=12)], sweep={"concurrency": [1]}, repeats=REPEATS_3
+    )
+    assert states(result) == {"failed": 1, "stored": 2}
+    assert [one["repeat"] for one in bench.failures()] == [1]
+
+
+def test_a_lost_worker_is_tried_again_once_and_anew_on_resume(bench: Bench) -> None:
+    changes = {"systems": [system(crash_at_request=3, crash="exit")], "sweep": {"concurrency": [1]}}
+    result = bench.launch("--json", repeats={"min": 1, "max": 1}, **changes)
+    assert (result.exit_code, states(result)) == (1, {"failed": 1})
+    assert [(one["kind"], one["attempt"]) for one in bench.failures()] == [("system", 0), ("system", 1)]
+    bench.launch("--resume", "--json", repeats={"min": 1, "max": 1}, **changes)
+    assert [one["attempt"] for one in bench.failures()] == [0, 1, 2, 3]
+
+
+def test_a_hung_run_is_ended_at_its_deadline(bench: Bench) -> None:
+    systems = [system("hangs", crash_at_request=3, crash="hang"), system("good")]
+    result = bench.launch(
+        "--json", systems=systems, sweep={"concurrency": [1]}, repeats={"min": 1, "max": 1}, deadline_s=2
+    )
+    assert (result.exit_code, states(result)) == (1, {"failed": 1, "stored": 1})
+    (failure,) = bench.failures()
+    assert (failure["kind"], failure["error"]) == ("own", "run passed its deadline of 2 s")
+
+
+def test_a_point_that_no_node_can_host_is_refused_and_the_others_run(bench: Bench) -> None:
+    systems = [system("nowhere", node="gpu"), system("here")]
+    result = bench.launch("--json", systems=systems)
+    assert (result.exit_code, states(result)) == (1, {"refused": 4, "stored": 4})
+    assert "refused: no node of kind 'gpu'; kinds here: cpu" in result.stderr
+
+
+def test_when_all_points_are_refused_nothing_starts(bench: Bench) -> None:
+    result = bench.launch(systems=[system(node="gpu")])
+    assert result.exit_code == 2
+    assert "no node of kind 'gpu'" in result.stderr
+    assert [path for path in bench.base.rglob("*") if path.is_file()] == []
+
+
+def test_a_dry_run_shows_every_point_and_starts_nothing(bench: Bench) -> None:
+    systems = [system("nowhere", node="gpu"), system("here")]
+    result = bench.launch("--dry-run", "--json", systems=systems)
+    points = json.loads(result.stdout)["points"]
+    assert result.exit_code == 1
+    assert [("placement" in one, "refusal" in one) for one in points] == [(False, True)] * 2 + [(True, False)] * 2
+    assert not bench.base.exists()
+    assert "refused: no node of kind 'gpu'" in bench.launch("--dry-run", systems=systems).stdout
+
+
+def test_a_study_with_mistakes_reports_all_of_them_and_exits_with_2(bench: Bench) -> None:
+    result = bench.launch(repeats={"min": 0}, colour="red", seed="x")
+    assert result.exit_code == 2
+    for key in ("repeats.min", "colour", "seed"):
+        assert key in result.stderr
