@@ -28,7 +28,7 @@ def mean_and_error(scores: Floats) -> tuple[float, float | None]:
     return float(scores.mean()), float(scores.std(ddof=1) / sqrt(len(scores)))
 
 
-@metric("accuracy", unit="ratio", direction="higher", needs=("samples",), kind="accuracy")
+@metric("accuracy", unit="share", direction="higher", needs=("samples",), kind="accuracy")
 def accuracy(run: RunView) -> Iterator[Observed]:
     """Every task's mean score, and the mean of the tasks, whose standard error is sqrt(sum of squares) / tasks."""
     means, errors, items = [], [], 0
@@ -49,7 +49,19 @@ def accuracy(run: RunView) -> Iterator[Observed]:
     yield Observed(numerator=sum(means), denominator=float(len(means)), n=items, standard_error=combined)
 
 
-@metric("truncated_share", unit="ratio", direction="lower", needs=("samples",), kind="accuracy")
+@metric("accuracy_stderr", unit="share", direction="neither", needs=("samples",), kind="accuracy")
+def accuracy_stderr(run: RunView) -> Iterator[Observed]:
+    """Standard errors of `accuracy`, by task and overall."""
+    for one in accuracy(run):
+        known = one.standard_error
+        if known is None:
+            why = one.missing or "a standard error needs two items of every task"
+            yield Observed(missing=why, qualifiers=one.qualifiers)
+        else:
+            yield Observed(numerator=known, denominator=1.0, n=one.n, qualifiers=one.qualifiers)
+
+
+@metric("truncated_share", unit="share", direction="lower", needs=("samples",), kind="accuracy")
 def truncated_share(run: RunView) -> Iterator[Observed]:
     """Items whose answer was cut at its longest."""
     status = run.run.samples["status"].to_pylist()

@@ -37,34 +37,34 @@ def _against_bandwidth(run: RunView, bytes_read: Floats, scope: str | None) -> I
             yield ratio(bytes_read[where].sum(), possible, n=int(where.sum()), why_zero=NO_PASSES, **key)
 
 
-@metric("s_mbu", unit="ratio", direction="higher", needs=PASSES)
+@metric("s_mbu", unit="share", direction="higher", needs=PASSES)
 def s_mbu(run: RunView) -> Iterator[Observed]:
     """Bytes of activated weights and KV per second of pass time, over peak bandwidth (arXiv 2412.07067)."""
     work = run.work
     yield from _against_bandwidth(run, work.weight_bytes + work.kv_bytes, "paper")
 
 
-@metric("s_mbu_physical", unit="ratio", direction="higher", needs=PASSES)
+@metric("s_mbu_physical", unit="share", direction="higher", needs=PASSES)
 def s_mbu_physical(run: RunView) -> Iterator[Observed]:
     """The same with everything that kernels read and write."""
     yield from _against_bandwidth(run, run.work.physical_bytes, "physical")
 
 
-@metric("mbu", unit="ratio", direction="neither", needs=PASSES)
+@metric("mbu", unit="share", direction="neither", needs=PASSES)
 def mbu(run: RunView) -> Iterator[Observed]:
     """The same with every expert counted, as for a dense model: an overestimate."""
     work = run.work
     yield from _against_bandwidth(run, work.weight_bytes_all_experts + work.kv_bytes, "paper")
 
 
-@metric("mbu_min_bk", unit="ratio", direction="neither", needs=PASSES)
+@metric("mbu_min_bk", unit="share", direction="neither", needs=PASSES)
 def mbu_min_bk(run: RunView) -> Iterator[Observed]:
     """The same with min(tokens x top-k, E) experts per layer: an upper bound without routing records."""
     work = run.work
     yield from _against_bandwidth(run, work.weight_bytes_min_bk + work.kv_bytes, "paper")
 
 
-@metric("s_mbu_tier", unit="ratio", direction="higher", needs=("passes", "tiers"))
+@metric("s_mbu_tier", unit="share", direction="higher", needs=("passes", "tiers"))
 def s_mbu_tier(run: RunView) -> Iterator[Observed]:
     """What passes read from a memory tier per second of pass time, over that tier's peak."""
     for tier, bytes_read in _tier_bytes(run).items():
@@ -78,7 +78,7 @@ def s_mbu_tier(run: RunView) -> Iterator[Observed]:
             yield ratio(bytes_read, possible, n=len(run.passes), why_zero=NO_PASSES, **key)
 
 
-@metric("s_mfu", unit="ratio", direction="higher", needs=PASSES)
+@metric("s_mfu", unit="share", direction="higher", needs=PASSES)
 def s_mfu(run: RunView) -> Iterator[Observed]:
     """sum over dtypes (FLOPs / dense peak of the dtype) / sum(t_p), per phase and peak source."""
     for peaks in run.peaks:
@@ -95,7 +95,7 @@ def s_mfu(run: RunView) -> Iterator[Observed]:
             )  # fmt: skip
 
 
-@metric("overhead_share", unit="ratio", direction="lower", needs=PASSES)
+@metric("overhead_share", unit="share", direction="lower", needs=PASSES)
 def overhead_share(run: RunView) -> Iterator[Observed]:
     """Share of pass time that a perfect overlap of memory and compute at their peaks leaves unexplained:
     1 - sum(max(physical bytes / B_peak, FLOPs / F_peak)) / sum(t_p). For offloaded systems reads of tiers count."""
@@ -246,7 +246,7 @@ def goodput_requests_per_s(run: RunView) -> Iterator[Observed]:
     yield ratio(int(good.sum()), run.window_s, n=len(run.requests), why_zero="the window is empty")
 
 
-@metric("slo_share", unit="ratio", direction="higher", needs=("requests",))
+@metric("slo_share", unit="share", direction="higher", needs=("requests",))
 def slo_share(run: RunView) -> Iterator[Observed]:
     """Share of the requests sent inside the window that succeeded within every limit of the SLO."""
     if run.slo is None:
@@ -293,7 +293,7 @@ def concurrency_in_passes(run: RunView) -> Iterator[Observed]:
     yield ratio((run.passes.num_requests * time).sum(), time.sum(), n=len(run.passes), why_zero=NO_PASSES)
 
 
-@metric("little_law_error", unit="ratio", direction="neither", needs=("requests",))
+@metric("little_law_error", unit="share", direction="neither", needs=("requests",))
 def little_law_error(run: RunView) -> Iterator[Observed]:
     """Closed loop: requests in flight, and completion rate x mean end-to-end time, each over the concurrency, - 1.
 

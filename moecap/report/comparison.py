@@ -150,8 +150,8 @@ class _Told:
         axis = {"usd_per_million_output_tokens": "cost", "energy_j_per_output_token": "energy"}.get(row.metric)
         stated = json.loads(row.qualifiers or "{}")
         if axis is not None and stated:
-            words = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sorted(stated.items()))
-            self.notes.bases[f"{axis}: {words}"] = None
+            words = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in sorted(stated.items()))
+            self.notes.bases[f"{axis} - {words}"] = None
 
 
 class _Notes:

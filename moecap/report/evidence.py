@@ -5,6 +5,7 @@ Runs are read once and one at a time; only sums and names are kept.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -76,6 +77,10 @@ def collect(runs: Iterable[RunData], dropped: Collection[str] = ()) -> Evidence:
     return evidence
 
 
+SOME_SAMPLES = re.compile(r"\d+ of \d+ samples: ")
+"""A quantity that only some samples lack is known."""
+
+
 def _note_manifest(evidence: Evidence, manifest: Manifest) -> None:
     point = manifest.spec.point
     evidence.machines.setdefault(manifest.fingerprint, manifest)
@@ -85,7 +90,7 @@ def _note_manifest(evidence: Evidence, manifest: Manifest) -> None:
     told = [
         *(f"{name.replace('_', ' ')}: {why}" for name, why in manifest.flags.items()),
         *(f"failed check {name}: {seen}" for name, seen in manifest.checks_failed.items()),
-        *(f"unknown {name}: {why}" for name, why in manifest.unknown.items()),
+        *(f"unknown {name}: {why}" for name, why in manifest.unknown.items() if not SOME_SAMPLES.match(why)),
     ]
     for remark in told:
         evidence.remarks.setdefault(remark, {})[point.system.name] = None

@@ -10,14 +10,9 @@ import math
 from moecap.records import Metric
 
 UNKNOWN = "–"
-PERCENT = frozenset(
-    {
-        "accuracy", "little_law_error", "mbu", "mbu_min_bk", "overhead_share", "s_mbu", "s_mbu_physical",
-        "s_mbu_tier", "s_mfu",
-    }
-)  # fmt: skip
-"""Metrics stored as shares and read as percentages."""
-SHORT_UNITS = {"1": "", "tokens/s": "tok/s"}
+SHARE = "share"
+"""Unit of what is stored as a share and read as a percentage."""
+SHORT_UNITS = {"ratio": "", "tokens/s": "tok/s"}
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -49,7 +44,7 @@ def byte_count(value: float) -> str:
 
 def quantity(metric: str, value: float, unit: str) -> str:
     """A value with the unit that people use for it: seconds as ms, bytes as MB, shares as %, dollars with `$`."""
-    if metric in PERCENT:
+    if unit == SHARE:
         return f"{number(value * 100)} %"
     if "usd_per_million" in metric:
         return f"${number(value)}/1M"

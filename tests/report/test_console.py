@@ -21,14 +21,14 @@ def rows_of_fast(point: PointSpec = FAST) -> list[Metric]:
         row(point, "ttft_s", 0.9, "s", stat="p99"),
         row(point, "tpot_s", 0.00812, "s", stat="p50"),
         row(point, "memory_bytes", 21_700_000, "bytes"),
-        row(point, "s_mbu", 0.111, "1", phase="decode", peak_source="calibrated"),
-        row(point, "s_mbu", 0.222, "1", peak_source="catalogue"),
-        row(point, "s_mbu", 0.333, "1", peak_source="calibrated"),
-        row(point, "s_mfu", None, "1", peak_source="calibrated", missing_reason="no int8 peak is known"),
+        row(point, "s_mbu", 0.111, "share", phase="decode", peak_source="calibrated"),
+        row(point, "s_mbu", 0.222, "share", peak_source="catalogue"),
+        row(point, "s_mbu", 0.333, "share", peak_source="calibrated"),
+        row(point, "s_mfu", None, "share", peak_source="calibrated", missing_reason="no int8 peak is known"),
         row(point, "usd_per_million_output_tokens", 0.5, "USD", qualifiers='{"cost_basis": "node"}'),
         row(point, "energy_j_per_output_token", 2.0, "J"),
-        row(GRADED, "accuracy", 0.25, "1", qualifiers='{"task": "add"}'),
-        row(GRADED, "accuracy", 0.625, "1", ci95_low=0.5625, ci95_high=0.6875),
+        row(GRADED, "accuracy", 0.25, "share", qualifiers='{"task": "add"}'),
+        row(GRADED, "accuracy", 0.625, "share", ci95_low=0.5625, ci95_high=0.6875),
     ]
 
 
@@ -72,7 +72,7 @@ def test_a_mark_is_told_once_with_where_it_holds() -> None:
 
 
 def test_what_a_cost_rests_on_is_told() -> None:
-    assert "cost: cost basis node" in console_table(rows_of_fast(), CAP, PLAN)
+    assert "cost - cost basis: node" in console_table(rows_of_fast(), CAP, PLAN)
 
 
 def test_points_without_an_entry_are_named() -> None:

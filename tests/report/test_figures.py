@@ -54,7 +54,7 @@ def test_legends_hold_raw_values_area_class_and_the_pareto_star() -> None:
     raw = {"cost": 0.5, "accuracy": 0.625, "performance": 123.4}
     best = entry("fast", (1, 1, 1), raw=raw, cap_area=1.0, **{"class": "PA"})
     worst = entry("slow", (0, 0, 0), pareto=False, cap_area=0.0)
-    shown = texts(radar_figure(cap_of(best, worst), PLAN, {"output_tokens_per_s": "tokens/s"}))
+    shown = texts(radar_figure(cap_of(best, worst), PLAN, {"output_tokens_per_s": "tokens/s", "accuracy": "share"}))
     assert "fast ★\n\\$0.500/1M · 62.5 % · 123 tok/s\narea 1.00, PA" in shown
     assert "slow\n" in shown and "slow ★" not in shown
 

@@ -38,13 +38,13 @@ def test_bytes_are_decimal(value: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("metric", "value", "unit", "text"),
     [
-        ("accuracy", 0.625, "1", "62.5 %"),
+        ("accuracy", 0.625, "share", "62.5 %"),
         ("ttft_s", 0.0456, "s", "45.6 ms"),
         ("e2e_s", 12.0, "s", "12.0 s"),
         ("energy_usd_per_million_output_tokens", 0.5, "USD", "$0.500/1M"),
         ("output_tokens_per_s", 86.1, "tokens/s", "86.1 tok/s"),
         ("memory_bytes", 1e6, "bytes", "1.00 MB"),
-        ("distinct_experts", 7.25, "1", "7.25"),
+        ("distinct_experts", 7.25, "ratio", "7.25"),
         ("energy_j_per_output_token", 2.0, "J", "2.00 J"),
     ],
 )

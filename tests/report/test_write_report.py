@@ -17,7 +17,7 @@ POINT, GRADED = performance_point("in|valid\nname", 1), accuracy_point("in|valid
 PLAN = plan_of(POINT, GRADED, name="hand")
 METRICS = [
     row(POINT, "output_tokens_per_s", 1 / 3, "tokens/s", ci95_low=0.1, ci95_high=0.7),
-    row(POINT, "s_mfu", None, "1", missing_reason='no "peak", known'),
+    row(POINT, "s_mfu", None, "share", missing_reason='no "peak", known'),
     row(POINT, "output_tokens_per_s", 0.3, "tokens/s", level="run", id="run-1"),
     row(performance_point("gone", 1), "tpot_s", 0.005, "s", stat="p50"),
 ]

@@ -1,0 +1,199 @@
+"""Utilisation, latency, throughput and concurrency of runs that are small enough to do by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hand_made import HELD, PEAKS, a_run, host, one_pass, request, routed, view
+
+from moecap.metrics.declare import METRICS, Observed
+from moecap.metrics.reduce import AXES
+from moecap.metrics.view import RunView
+from moecap.records import Peaks, Phase, SloSpec, TierRecord
+
+assert AXES  # their import declares the metrics
+
+
+def seen(name: str, run: RunView, **key: Any) -> Observed:
+    found = [
+        one
+        for one in METRICS[name].observe(run)
+        if all(getattr(one, field) == value for field, value in {"phase": None, **key}.items())
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def value(name: str, run: RunView, **key: Any) -> float:
+    one = seen(name, run, **key)
+    assert one.numerator is not None and one.denominator is not None, one
+    return one.numerator / one.denominator
+
+
+# Pass 0 ends before the window, 1 prefills, 2 and 3 decode, 4 is invalid, 5 ends after the window.
+PASSES = (
+    one_pass(0, Phase.PREFILL, 0, 1, (9,), (9,)),
+    one_pass(1, Phase.PREFILL, 2, 2, (3, 2), (3, 2)),
+    one_pass(2, Phase.DECODE, 4, 1, (1, 1), (4, 3)),
+    one_pass(3, Phase.DECODE, 5, 1, (1,), (5,)),
+    one_pass(4, Phase.DECODE, 6, 1, (1,), (6,), valid=False),
+    one_pass(5, Phase.DECODE, 9, 2, (1,), (7,)),
+)
+ROUTING = (
+    routed(0, (9, 9, 0, 0)), routed(1, (5, 3, 2, 0)), routed(2, (2, 1, 0, 1)), routed(3, (1, 1, 0, 0)),
+    routed(4, (0, 0, 0, 9)), routed(5, (1, 1, 0, 0)),
+)  # fmt: skip
+STEADY = (1.5, 10.0)
+
+
+def steady(**changes: Any) -> RunView:
+    return view(a_run(window_s=STEADY, passes=PASSES, routing=ROUTING, **changes))
+
+
+def test_s_mbu_is_a_ratio_of_sums_over_valid_passes_that_end_in_the_window() -> None:
+    """A = (100 + 50 d) x 4: 1000, 1000, 800; K = attended x 4 elements x 2: 40, 56, 40; t = 2 + 1 + 1; B = 1e6."""
+    run = steady()
+    assert value("s_mbu", run) == pytest.approx((1000 + 40 + 1000 + 56 + 800 + 40) / 4 / 1e6)
+    assert value("s_mbu", run, phase="prefill") == pytest.approx(1040 / 2 / 1e6)
+    assert value("s_mbu", run, phase="decode") == pytest.approx((1056 + 840) / 2 / 1e6)
+    assert value("mbu", run) == pytest.approx((3 * 1200 + 136) / 4 / 1e6)
+    assert seen("s_mbu", run).n == 3
+
+
+def test_s_mfu_against_the_peak_of_the_dtype() -> None:
+    """Linear 5, 2 and 1 tokens x 400, pairs (6 + 3), 7 and 5 x 8, logits rows 2, 2 and 1 x 200."""
+    flops = 8 * 400 + (9 + 7 + 5) * 8 + 5 * 200
+    assert value("s_mfu", steady()) == pytest.approx(flops / 4 / 1e6)
+    no_peak = Peaks(source="catalogue", memory_bytes_per_s=2e6, flops_per_s={"bfloat16": 1e9}, method="row x")
+    run = steady(peaks=(PEAKS, no_peak))
+    assert seen("s_mfu", run, peak_source="catalogue").missing == "no dense float32 peak (row x)"
+    assert value("s_mbu", run, peak_source="catalogue") * 2 == value("s_mbu", run, peak_source="calibrated")
+
+
+def test_unknown_bandwidth_is_missing_and_leaves_the_rest() -> None:
+    peaks = Peaks(source="calibrated", memory_bytes_per_s=None, flops_per_s={"float32": 1e6}, method="failed: busy")
+    run = steady(peaks=(peaks,))
+    assert seen("s_mbu", run).missing == "peak memory bandwidth is unknown (failed: busy)"
+    assert seen("overhead_share", run).missing is not None
+    assert value("s_mfu", run) > 0
+
+
+def test_overhead_is_the_time_that_neither_bytes_nor_flops_explain() -> None:
+    """One pass of 1 s: FLOPs 400 + 8 x 5 + 200 = 640; physical bytes are more than the FLOPs; a tier takes 0.5 s."""
+    run = a_run(passes=(one_pass(0, Phase.DECODE, 0, 1, (1,), (5,)),), routing=(routed(0, (1, 1, 0, 0)),))
+    alone = view(run)
+    assert alone.work.physical_bytes[0] > 640
+    assert value("overhead_share", alone) == pytest.approx(1 - alone.work.physical_bytes[0] / 1e6)
+    tier = TierRecord(pass_id=0, tier="ssd", bytes_read=5000, expert_hits=0, expert_misses=2, stall_ns=1)
+    read = view(
+        a_run(passes=(one_pass(0, Phase.DECODE, 0, 1, (1,), (5,)),), routing=(routed(0, (1, 1, 0, 0)),), tiers=(tier,))
+    )
+    assert value("overhead_share", read) == pytest.approx(0.5)
+    assert value("s_mbu_tier", read) == pytest.approx(0.5)
+
+
+def test_tiers_count_the_passes_of_the_window_only() -> None:
+    tiers = [
+        TierRecord(pass_id=i, tier="ssd", bytes_read=10**i, expert_hits=0, expert_misses=1, stall_ns=1)
+        for i in range(6)
+    ]
+    run = steady(tiers=tuple(tiers))
+    assert value("s_mbu_tier", run) == pytest.approx((10 + 100 + 1000) / 4 / 1e4)
+
+
+def test_experts() -> None:
+    """Layer totals over the counted passes: 8, 5, 2, 1 of 16: the busiest has 2 x the mean of 4."""
+    run = steady()
+    assert value("distinct_experts", run) == pytest.approx((3 + 3 + 2) / 3)
+    assert value("distinct_experts", run, phase="decode") == pytest.approx(2.5)
+    assert value("expert_load_imbalance", run) == pytest.approx(2.0)
+
+
+def test_pass_times() -> None:
+    assert seen("prefill_pass_s", steady(), phase="prefill").samples == pytest.approx([2.0])
+    assert seen("decode_pass_s", steady(), phase="decode").samples == pytest.approx([1.0, 1.0])
+    assert value("concurrency_in_passes", steady()) == pytest.approx((2 * 2 + 2 * 1 + 1 * 1) / 4)
+
+
+# A: inside; B: sent before the window; C: inside, ends after it; D: fails; E: one token.
+REQUESTS = (
+    request(0, 2.0, (2.5, 3.0, 4.0)),
+    request(1, 1.0, (1.4, 2.0)),
+    request(2, 8.0, (8.2, 9.0, 11.0), chunk_tokens=(1, 2, 1)),
+    request(3, 5.0, (), status="failed", end_ns=6 * 10**9),
+    request(4, 6.0, (6.1,)),
+)
+
+
+def served(**changes: Any) -> RunView:
+    slo = changes.pop("slo", None)
+    return view(a_run(window_s=STEADY, requests=REQUESTS, **changes), slo=slo)
+
+
+def test_latency_counts_successful_requests_sent_inside_followed_to_their_end() -> None:
+    run = served()
+    assert seen("ttft_s", run).samples == pytest.approx([0.5, 0.2, 0.1])
+    assert seen("e2e_s", run).samples == pytest.approx([2.0, 3.0, 0.1])
+    assert seen("tpot_s", run).samples == pytest.approx([1.5 / 2, 2.8 / 3])  # one token has no time per token
+    assert seen("itl_s", run).samples == pytest.approx([0.5, 1.0, 0.4, 0.4, 2.0])  # a chunk of two: two halves
+
+
+def test_throughput_counts_tokens_by_their_own_time() -> None:
+    """Inside [1.5, 10]: A 3, B 1, C 1 + 2, E 1 tokens; prompts whose first token is inside: A, C, E; ends: A, B, E."""
+    run = served()
+    assert value("output_tokens_per_s", run) == pytest.approx(8 / 8.5)
+    assert value("total_tokens_per_s", run) == pytest.approx((8 + 30) / 8.5)
+    assert value("requests_per_s", run) == pytest.approx(3 / 8.5)
+
+
+def test_littles_law() -> None:
+    """Request-seconds inside: A 2, B 0.5, C 2, D 1, E 0.1; of those that completed inside: A 2, B 1, E 0.1."""
+    run = served()
+    assert value("concurrency_in_flight", run) == pytest.approx(5.6 / 8.5)
+    forms = {one.qualifiers["form"]: one for one in METRICS["little_law_error"].observe(run)}
+    for form, seconds in (("in flight", 5.6), ("rate x time", 3.1)):
+        one = forms[form]
+        assert one.numerator is not None and one.denominator is not None
+        assert one.numerator / one.denominator == pytest.approx(seconds / (8.5 * 2) - 1)
+
+
+def test_two_requests_always_in_flight_obey_littles_law() -> None:
+    """Two slots refilled at once: each request takes 1 s, one ends every half second."""
+    requests = tuple(request(i, i / 2, (i / 2 + 0.4, i / 2 + 1.0)) for i in range(40))
+    run = view(a_run(window_s=(2.0, 18.0), requests=requests))
+    for one in METRICS["little_law_error"].observe(run):
+        assert one.numerator is not None and one.denominator is not None
+        assert abs(one.numerator / one.denominator) < 0.05
+
+
+def test_slo_and_goodput() -> None:
+    """A: ttft 0.5, tpot 0.75; C: 0.2, 0.93; D failed; E: 0.1 with one token, which no tpot limit concerns."""
+    run = served(slo=SloSpec(ttft_s=0.3, tpot_s=0.8))
+    assert value("slo_share", run) == pytest.approx(1 / 4)
+    assert value("goodput_requests_per_s", run) == pytest.approx(1 / 8.5)
+    assert seen("slo_share", served()).missing == "the study sets no slo"
+    assert value("slo_share", served(slo=SloSpec(e2e_s=2.0))) == pytest.approx(2 / 4)
+
+
+def test_memory() -> None:
+    """KV at the end of pass 2: 7 tokens x 4 elements x 2 bytes."""
+    run = steady(hosts=(host(2, engine_rss_bytes=70), host(3, engine_rss_bytes=90)))
+    assert seen("weight_bytes", run).largest == 1200
+    assert seen("kv_peak_bytes", run).largest == 56
+    assert seen("memory_bytes", run).largest == 500 + 56
+    assert seen("peak_rss_bytes", run).largest == 90
+    unread = steady(hosts=(host(2),), unknown={"engine_rss_bytes": "no such process"})
+    assert seen("peak_rss_bytes", unread).missing == "no such process"
+
+
+def test_a_window_without_passes_or_requests_has_no_value() -> None:
+    empty = view(a_run(window_s=(20.0, 30.0), passes=PASSES, routing=ROUTING, requests=REQUESTS))
+    for name in ("s_mbu", "s_mfu", "distinct_experts", "expert_load_imbalance", "kv_peak_bytes", "ttft_s"):
+        assert seen(name, empty).missing, name
+    assert value("output_tokens_per_s", empty) == 0  # nothing was produced: that is known
+
+
+def test_width_of_held_weights_is_what_counts() -> None:
+    halved = replace(HELD, bytes_per_param={**HELD.bytes_per_param, "routed_expert": 1.0})
+    run = steady(held=halved)
+    assert value("s_mbu", run, phase="prefill") == pytest.approx((100 * 4 + 3 * 50 + 40) / 2 / 1e6)
