@@ -17,7 +17,7 @@ from cluster.inventory import LiveNode, connected, inventory
 from cluster.messages import RunState
 from cluster.reduce import reduce_store, report_beside
 from moecap.errors import ConfigError, StudyExistsError
-from moecap.metrics.reduce import Reduction, headline
+from moecap.metrics.reduce import Reduction, check_reducible, headline
 from moecap.records import Refusal, StudyPlan
 from moecap.store import Lease, Store
 
@@ -51,7 +51,8 @@ class Launched:
 
 
 def survey(plan: StudyPlan, options: LaunchOptions) -> Agenda:
-    """What a launch would do, without doing any of it."""
+    """What a launch would do, without doing any of it. ConfigError for a plan that could not be reduced."""
+    check_reducible(plan)
     store = Store(plan.store, plan.name)
     with connected(options.address):
         return _agenda(plan, store, inventory(), options)
@@ -62,6 +63,7 @@ def launch(plan: StudyPlan, options: LaunchOptions, report: Callable[[Progress],
 
     Raises StudyExistsError or LeaseHeldError when it may not, ConfigError when no point can run anywhere.
     """
+    check_reducible(plan)
     store = Store(plan.store, plan.name)
     if not options.resume and store.read_plan() is not None:
         raise StudyExistsError(f"{plan.store} holds study {plan.name!r} already: pass --resume to run what is missing")

@@ -21,6 +21,7 @@ from moecap.errors import ConfigError, Problem, StudyError
 from moecap.model.source import model_spec
 from moecap.overrides import apply_overrides
 from moecap.packaged import config_path
+from moecap.prices import Prices, merged_prices
 from moecap.records import (
     AccuracySpec,
     CapSpec,
@@ -221,6 +222,7 @@ def parse_study(raw: Mapping[str, Any], source: str = "study") -> StudyPlan:
     except ValidationError as error:
         problems += [_problem(dict(found), _Study) for found in error.errors()]
     workloads = list(_workloads(raw.get("workloads"), problems))
+    _check_prices(raw.get("prices"), problems)
     models = list(_models(raw.get("models"), problems))
     if problems or study is None:
         raise StudyError(source, tuple(problems))
@@ -274,6 +276,16 @@ def _workloads(raw: Any, problems: list[Problem]) -> Iterator[WorkloadSpec]:
             yield WorkloadSpec(type=entry["type"], options=checked.model_dump(mode="json"))
 
 
+def _check_prices(raw: Any, problems: list[Problem]) -> None:
+    if not isinstance(raw, dict):
+        return  # absent, or reported with the study's own fields
+    try:
+        Prices.model_validate(merged_prices(raw))
+    except ValidationError as error:
+        found = [_problem(dict(one), Prices) for one in error.errors()]
+        problems += [replace(problem, key=f"prices.{problem.key}") for problem in found]
+
+
 def _points(study: _Study, models: Sequence[Any], workloads: Sequence[WorkloadSpec]) -> Iterator[PointSpec]:
     """Points of one (model, system) stand together: they share a warm engine."""
     for model in models:
@@ -313,7 +325,8 @@ def _problem(found: Mapping[str, Any], model: type[BaseModel]) -> Problem:
         return Problem(key=key, value=found["input"], message="is not one of the choices", remedy=remedy)
     # our validators write "what is wrong; what to do"; pydantic's messages say what the input should be
     message, _, remedy = found["msg"].removeprefix("Value error, ").partition("; ")
-    remedy = remedy or message.replace("Input should", "it should")
+    if not remedy:
+        message, remedy = "is not allowed", message.replace("Input should", "it should")
     return Problem(key=key, value=found["input"], message=message, remedy=remedy)
 
 
@@ -325,7 +338,7 @@ def _fields(model: type[BaseModel], location: Sequence[int | str]) -> dict[str, 
     """Fields of the model at `location` below `model`."""
     fields: dict[str, Any] = dict(model.model_fields)
     for part in location:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in fields:  # a mapping's keys are the reader's own
             fields = _inner_fields(fields[part].annotation)
     return fields
 

@@ -30,9 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "probe": BASE | {"model"},
     "store": BASE | {"schema"},
     "engine": BASE | {"model", "hardware", "probe"},
-    "study": BASE | {"accuracy", "engine", "hardware", "model", "overrides", "store", "workload"},
+    "prices": BASE | {"hardware"},
+    "study": BASE | {"accuracy", "engine", "hardware", "model", "overrides", "prices", "store", "workload"},
     "run": BASE | {"accuracy", "engine", "hardware", "model", "schema", "store", "telemetry", "workload"},
-    "metrics": BASE | {"schema", "store", "model", "hardware"},
+    "metrics": BASE | {"schema", "store", "prices"},
     "report": BASE | {"schema", "store", "metrics"},
 }
 HEAVY = ("ray", "torch", "vllm", "transformers", "matplotlib", "pyarrow", "pydantic")

@@ -93,6 +93,9 @@ acuracy: {tasks: [add]}
         ({"cost": {"basis": "footprint"}}, "cost.basis", "node"),
         ({"arrival": "poisson"}, "arrival", "closed"),
         ({"peaks": "guessed"}, "peaks", "calibrated"),
+        ({"prices": {"enrgy": {}}}, "prices.enrgy", "energy"),
+        ({"prices": {"energy": {"pue": 0.5}}}, "prices.energy.pue", "1"),
+        ({"prices": {"hosts": {"h": {"price": 5, "price_usd": 5, "label": "x"}}}}, "prices.hosts.h.price", "price_usd"),
     ],
 )  # fmt: skip
 def test_one_mistake(change: dict[str, Any], key: str, remedy: str) -> None:

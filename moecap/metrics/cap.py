@@ -48,10 +48,7 @@ class _Entry:
 
 def cap_of(points: Iterable[MeasuredPoint], spec: CapSpec, slo: SloSpec | None, peak_source: str) -> dict[str, Any]:
     """cap.json. ConfigError when an axis names no metric."""
-    for axis in AXES:
-        if getattr(spec, axis) not in METRICS:
-            known = ", ".join(sorted(METRICS))
-            raise ConfigError("is no metric", f"cap.axes.{axis}", getattr(spec, axis), f"use one of {known}")
+    check_axes(spec)
     listed = list(points)
     accuracies = {_system_of(one): one for one in listed if one.point.kind == "accuracy"}
     performances = [one for one in listed if one.point.kind == "performance"]
@@ -67,6 +64,14 @@ def cap_of(points: Iterable[MeasuredPoint], spec: CapSpec, slo: SloSpec | None, 
             documents = [_document(one, entries, spec) for one in entries]
             sets.append({"workload": workload, "load": load, "entries": documents, "outside": outside})
     return {"axes": {axis: getattr(spec, axis) for axis in AXES}, "reference": spec.reference, "sets": sets}
+
+
+def check_axes(spec: CapSpec) -> None:
+    """ConfigError for the first axis that names no metric."""
+    for axis in AXES:
+        if getattr(spec, axis) not in METRICS:
+            known = ", ".join(sorted(METRICS))
+            raise ConfigError("is no metric", f"cap.axes.{axis}", getattr(spec, axis), f"use one of {known}")
 
 
 def find(rows: Iterable[Metric], name: str, peak_source: str) -> Metric | None:

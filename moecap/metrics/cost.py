@@ -13,8 +13,8 @@ import numpy as np
 
 from moecap.metrics.declare import Observed, metric, ratio
 from moecap.metrics.performance import completed, output_tokens, total_tokens
-from moecap.metrics.prices import Device, Host
 from moecap.metrics.view import RunView
+from moecap.prices import Device, Host
 
 HOURS_PER_YEAR = 365.25 * 24
 JOULES_PER_KWH = 3.6e6

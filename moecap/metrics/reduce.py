@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moecap.metrics import accuracy, cost, performance
-from moecap.metrics.cap import MeasuredPoint, cap_of
+from moecap.metrics.cap import MeasuredPoint, cap_of, check_axes
 from moecap.metrics.combine import Measured, observe_run, point_rows, run_rows
 from moecap.metrics.marks import marks_of
-from moecap.metrics.prices import load_prices
 from moecap.metrics.view import RunView
+from moecap.prices import load_prices
 from moecap.records import CostSpec, Metric, StudyPlan
 from moecap.store import RunData
 
@@ -63,6 +63,12 @@ def reduce_runs(runs: Iterable[RunData], plan: StudyPlan) -> Reduction:
     ]  # fmt: skip
     every_row = (*rows, *(row for point in of_points.values() for row in point))
     return Reduction(metrics=every_row, cap=cap_of(measured_points, plan.cap, plan.slo, plan.peaks))
+
+
+def check_reducible(plan: StudyPlan) -> None:
+    """ConfigError for what would stop the reducer after everything was measured."""
+    load_prices(plan.prices)
+    check_axes(plan.cap)
 
 
 def headline(run: RunData) -> dict[str, float]:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat
-from moecap.metrics.prices import Prices
 from moecap.metrics.work import PassWork, pass_work
+from moecap.prices import Prices
 from moecap.records import CostSpec, Manifest, SloSpec
 from moecap.store import RunData
 

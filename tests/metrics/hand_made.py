@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from moecap.metrics.prices import load_prices
 from moecap.metrics.view import RunView
+from moecap.prices import load_prices
 from moecap.records import (
     AccuracySpec,
     CostSpec,

@@ -64,7 +64,7 @@ def test_a_dominated_system_is_off_the_front_and_a_tie_is_on_it() -> None:
 
 
 def test_class_needs_the_weakest_interval_wholly_under_the_others() -> None:
-    """c: accuracy .85 +- h is 0.5 +- 10 h on its axis, beside cost and speed of 0.75: apart for h = .02, not for .03."""
+    """c: accuracy .85 +- h is 0.5 +- 10 h on its axis, beside cost and speed of 0.75: apart for .02, not for .03."""
     ends = (system("a", 1.0, 0.9, 50.0), system("b", 5.0, 0.8, 90.0))
     apart = entries(*ends, system("c", 2.0, 0.85, 80.0, halves=(0.0, 0.02, 0.0)))
     overlapping = entries(*ends, system("c", 2.0, 0.85, 80.0, halves=(0.0, 0.03, 0.0)))

@@ -7,8 +7,8 @@ from hand_made import NODE, a_run, host, request, view
 
 from moecap.errors import ConfigError
 from moecap.metrics.declare import METRICS, Observed
-from moecap.metrics.prices import UNKNOWN_HOST, load_prices
 from moecap.metrics.reduce import AXES
+from moecap.prices import UNKNOWN_HOST, load_prices
 from moecap.records import CostSpec, DeviceInfo, NodeInfo, Placement
 
 assert AXES

@@ -84,15 +84,18 @@ class Prices(_Strict):
         )  # fmt: skip
 
 
-def load_prices(overrides: Mapping[str, Any]) -> Prices:
-    """The packaged prices with a study's overrides, merged key by key.
+def merged_prices(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The packaged prices with a study's overrides, merged key by key, not yet checked.
 
-    ConfigError for the first key that is unknown or has a value that can't be. An overridden section that keeps its
-    label is labelled as changed by the study.
+    An overridden section that keeps its label is labelled as changed by the study.
     """
-    merged = _merge(_packaged(), overrides)
+    return _merge(_packaged(), overrides)
+
+
+def load_prices(overrides: Mapping[str, Any]) -> Prices:
+    """The packaged prices with a study's overrides. ConfigError for the first wrong key or value."""
     try:
-        return Prices.model_validate(merged)
+        return Prices.model_validate(merged_prices(overrides))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("prices", *first["loc"]))
