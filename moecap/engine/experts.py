@@ -101,7 +101,7 @@ def expert_by_expert(
         inner = _project(module, row, "gate_up_proj" if module.has_gate else "up_proj", hidden_states[token])
         inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
         outer = _project(module, row, "down_proj", inner)
-        if module.has_post_expert_norm:
+        if getattr(module, "has_post_expert_norm", False):  # older transformers have none
             outer = module.post_expert_norm(outer)
         outer = outer * top_k_weights[token, choice, None]
         total.index_add_(0, token, outer.to(total.dtype))

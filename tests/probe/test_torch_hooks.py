@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from tiny_families import OWN, tiny
 
 from moecap.errors import UnsupportedModelError
@@ -45,6 +46,10 @@ def prefill_and_decode(net: Any, probe: RouterProbe) -> tuple[Sequence[RoutingRe
 
 @pytest.mark.parametrize("family", sorted(OWN))
 def test_every_family_conserves_tokens_with_padding_and_in_cached_decode(family: str) -> None:
+    if family not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
+    if family == "aria_text" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("seen to lack the seam in transformers 5.17, to have it in 5.23")
     net = tiny(family)
     probe = RouterProbe(net)
     prefill, decode = prefill_and_decode(net, probe)
