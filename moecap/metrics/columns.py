@@ -15,6 +15,7 @@ from moecap.records import Phase
 NS = 1e-9
 PHASES: tuple[str | None, ...] = (None, Phase.PREFILL.value, Phase.DECODE.value)
 """None: all passes, mixed ones too."""
+NO_PASSES = "no valid pass of the phase ended inside the window"
 
 Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.floating[Any]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from moecap.metrics.performance import OVERHEAD_SHARE
+from moecap.metrics.utilisation import OVERHEAD_SHARE
 from moecap.records import Metric
 
 UTILISATIONS = ("s_mbu", "s_mbu_physical", "s_mfu", "s_mbu_tier")

@@ -27,6 +27,10 @@ class RunView:
         self.shape, self.held, self.peaks = run.manifest.shape, run.manifest.held, run.manifest.peaks
         self.slo, self.cost = slo, cost
 
+    def tier_bytes(self) -> dict[str, float]:
+        """What the counted passes read from every memory tier."""
+        return {tier: float(self.tier_reads(tier)[1].sum()) for tier in self.tier_names}
+
     @property
     def window_ns(self) -> tuple[int, int]:
         """Start and end of the measurement, from the first window to the last."""
