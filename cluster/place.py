@@ -132,8 +132,9 @@ def _group(members: Sequence[tuple[str, PointSpec]], placements: Mapping[str, Pl
 
 
 def has_device(asked: str, node: NodeInfo) -> bool:
-    """Whether the node has the device model that a study asks for: `any`, a catalogue key, an alias or `cpu`."""
-    if asked in ("any", node.device_key):
+    """Whether the node has the device model that a study asks for: `any`, a catalogue key, an alias, or `cpu`, which
+    every node has."""
+    if asked in ("any", "cpu", node.device_key):
         return True
     try:
         return find_device(asked).key == node.device_key
@@ -143,7 +144,7 @@ def has_device(asked: str, node: NodeInfo) -> bool:
 
 def devices_needed(system: SystemSpec, node: NodeInfo) -> int:
     """Accelerators that an engine of this system takes on this node."""
-    if system.node == "cpu" or (system.node == "cpu-offload" and not node.devices):
+    if "cpu" in (system.node, system.device) or (system.node == "cpu-offload" and not node.devices):
         return 0
     spans = [int(system.args[name]) for name in DEVICES_PER_ENGINE if name in system.args]
     if not spans and system.node == "expert-parallel":

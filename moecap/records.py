@@ -17,9 +17,6 @@ from enum import StrEnum
 from typing import Any, Literal
 
 TensorClass = Literal["mixer", "router", "routed_expert", "shared_expert", "dense_ffn", "norm", "embedding", "lm_head"]
-TENSOR_CLASSES: tuple[TensorClass, ...] = (
-    "mixer", "router", "routed_expert", "shared_expert", "dense_ffn", "norm", "embedding", "lm_head",
-)  # fmt: skip
 NodeKind = Literal["gpu", "cpu-offload", "expert-parallel", "cpu"]
 MixerKind = Literal["full_attention", "sliding_attention", "mla", "linear", "none"]
 
@@ -531,7 +528,7 @@ class Manifest:
     checks_failed: Mapping[str, str]
     """Check -> what was seen."""
     flags: Mapping[str, str]
-    """What a reader must know (dummy weights, overhead-bound, estimated energy ...) -> why."""
+    """What a reader must know (dummy weights, experts read through a cache ...) -> why."""
     unknown: Mapping[str, str]
     """Quantity that is null -> reason."""
     observer_ns: int | None

@@ -84,8 +84,9 @@ class Store:
         return self._exists(f"runs/{run_id}/manifest.json")
 
     def write_run(self, run: RunData) -> None:
-        """Tables first, the manifest last."""
+        """Tables first, the manifest last. What an attempt that was interrupted left there is removed before."""
         folder = f"runs/{run.manifest.run_id}"
+        self._remove(folder)
         for name, schema in RUN_TABLES.items():
             table: pa.Table = getattr(run, name)
             if table.num_rows:
@@ -160,6 +161,12 @@ class Store:
 
     # -- objects
 
+    def _remove(self, folder: str) -> None:
+        try:
+            self.fs.delete_dir_contents(f"{self.base}/{folder}", missing_dir_ok=True)
+        except OSError as error:
+            raise StoreError(f"can't remove what an interrupted run left in {self.base}/{folder}: {error}") from error
+
     def _exists(self, path: str) -> bool:
         return bool(self.fs.get_file_info(f"{self.base}/{path}").type == fs.FileType.File)
 
@@ -181,7 +188,10 @@ class Store:
             raise StoreError(f"{self.base}/{path} is not valid JSON: {error}") from error
 
     def _write_json(self, path: str, document: Any) -> None:
-        text = json.dumps(to_jsonable(document), indent=1, ensure_ascii=False, allow_nan=False)
+        try:
+            text = json.dumps(to_jsonable(document), indent=1, ensure_ascii=False, allow_nan=False)
+        except ValueError as error:
+            raise StoreError(f"{self.base}/{path} can't be written: {error}") from error
         self._write_bytes(path, text.encode())
 
     def _write_bytes(self, path: str, data: bytes) -> None:
@@ -207,7 +217,11 @@ class Store:
     def _read_table(self, path: str, schema: pa.Schema) -> pa.Table:
         if not self._exists(path):
             return schema.empty_table()
-        return pq.read_table(f"{self.base}/{path}", filesystem=self.fs).select(schema.names).cast(schema)
+        found = pq.read_table(f"{self.base}/{path}", filesystem=self.fs)
+        for field in schema:
+            if field.name not in found.column_names:  # written before the column was added
+                found = found.append_column(field, pa.nulls(len(found), field.type))
+        return found.select(schema.names).cast(schema)
 
 
 class Lease:

@@ -60,6 +60,13 @@ def _engine(value: str) -> str:
     return value
 
 
+def _distinct(values: list[Any]) -> list[Any]:
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is listed twice; list it once")
+    return values
+
+
 Name = Annotated[str, AfterValidator(_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -78,7 +85,9 @@ class _System(_Strict):
 
 
 class _Sweep(_Strict):
-    concurrency: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
+    concurrency: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_distinct)] = Field(
+        default=[1], min_length=1
+    )
 
 
 class _Requests(_Strict):
@@ -133,9 +142,9 @@ class _Study(_Strict):
 
     name: Name
     store: str = "moecap-store"
-    models: list[str] = Field(min_length=1)
+    models: Annotated[list[str], AfterValidator(_distinct)] = Field(min_length=1)
     systems: list[_System] = Field(min_length=1)
-    workloads: list[dict[str, Any]] = []
+    workloads: Annotated[list[dict[str, Any]], AfterValidator(_distinct)] = []
     sweep: _Sweep = _Sweep()
     arrival: Literal["closed"] = "closed"
     warmup: int | None = Field(default=None, ge=0)
@@ -146,7 +155,7 @@ class _Study(_Strict):
     order: Literal["listed", "random"] = "listed"
     cooldown_s: float = Field(default=0.0, ge=0)
     routing: Literal["counts", "tokens"] = "counts"
-    accuracy: _Accuracy | None = None
+    accuracy: _Accuracy | None = Field(default=None, validate_default=True)
     repeats: _Repeats = _Repeats()
     slo: _Slo | None = None
     peaks: Literal["catalogue", "calibrated"] = "calibrated"
@@ -156,20 +165,12 @@ class _Study(_Strict):
 
     @field_validator("systems")
     @classmethod
-    def _distinct(cls, systems: list[_System]) -> list[_System]:
+    def _distinct_names(cls, systems: list[_System]) -> list[_System]:
         names = [system.name for system in systems]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"system name {twice[0]!r} is used twice; give each system its own name")
+            raise ValueError(f"used twice: {', '.join(map(repr, twice))}; give each system its own name")
         return systems
-
-    @field_validator("workloads")
-    @classmethod
-    def _known(cls, workloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for entry in workloads:
-            if entry.get("type") not in WORKLOADS:
-                raise ValueError(f"no workload type {entry.get('type')!r}; use one of {', '.join(WORKLOADS)}")
-        return workloads
 
     @field_validator("requests")
     @classmethod
@@ -261,9 +262,14 @@ def _models(raw: Any, problems: list[Problem]) -> Iterator[Any]:
 
 
 def _workloads(raw: Any, problems: list[Problem]) -> Iterator[WorkloadSpec]:
+    known = known_names(WORKLOADS, "moecap.workloads")
     for index, entry in enumerate(raw if isinstance(raw, list) else []):
-        if not isinstance(entry, dict) or entry.get("type") not in WORKLOADS:
+        if not isinstance(entry, dict):
             continue  # reported with the study's own fields
+        if entry.get("type") not in known:
+            key, remedy = f"workloads.{index}.type", f"use one of {', '.join(known)}"
+            problems.append(Problem(key=key, value=entry.get("type"), message="no such workload", remedy=remedy))
+            continue
         options = {key: value for key, value in entry.items() if key != "type"}
         kind: type[BaseModel] = resolve(WORKLOADS, "moecap.workloads", entry["type"])
         try:

@@ -143,7 +143,7 @@ def test_plan_ledger_failures_and_results(store: Store) -> None:
 
 
 def test_nan_never_enters_the_json(store: Store) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(StoreError, match="not JSON compliant"):
         store.write_reduction([], {"sets": float("nan")})
 
 

@@ -81,7 +81,10 @@ acuracy: {tasks: [add]}
         ({"models": []}, "models", "1"),
         ({"models": ["./no/such/model"]}, "models.0", ""),
         ({"systems": [GOOD["systems"][0]] * 2}, "systems", "own name"),
-        ({"workloads": [{"type": "sonnets"}]}, "workloads", "synthetic"),
+        ({"workloads": [{"type": "sonnets"}]}, "workloads.0.type", "synthetic"),
+        ({"workloads": [GOOD["workloads"][0]] * 2}, "workloads", "once"),
+        ({"models": ["reference"] * 2}, "models", "once"),
+        ({"sweep": {"concurrency": [1, 2, 1]}}, "sweep.concurrency", "once"),
         ({"workloads": [{"type": "synthetic", "input_token": 4}]}, "workloads.0.input_token", "input_tokens"),
         ({"workloads": [{"type": "tasks", "tasks": ["chess"]}]}, "workloads.0.tasks", "add"),
         ({"sweep": {"concurrency": [0]}}, "sweep.concurrency.0", "1"),
@@ -109,7 +112,12 @@ def test_one_mistake(change: dict[str, Any], key: str, remedy: str) -> None:
 def test_missing_keys_are_all_named() -> None:
     with pytest.raises(StudyError) as caught:
         parse_study({"name": "x"})
-    assert [p.key for p in caught.value.problems] == ["models", "systems"]
+    assert [p.key for p in caught.value.problems] == ["models", "systems", "accuracy"]
+
+
+def test_nothing_to_measure_is_a_mistake() -> None:
+    with pytest.raises(StudyError, match="nothing to measure"):
+        parse_study({key: value for key, value in GOOD.items() if key not in ("workloads", "accuracy")})
 
 
 def test_overrides_change_add_and_append() -> None:

@@ -143,8 +143,8 @@ def _normalise(entries: Sequence[_Entry], spec: CapSpec) -> None:
     for axis in AXES:
         direction = METRICS[getattr(spec, axis)].direction
         known = [one.raw[axis] for one in entries if one.raw[axis] is not None]
-        reference = _reference(entries, axis, spec.reference)
         for one in entries:
+            reference = _reference(one, entries, axis, spec.reference)
             value, interval = one.raw[axis], one.ci95[axis]
             one.normalised[axis] = one.spread[axis] = None
             if value is None:
@@ -160,9 +160,14 @@ def _normalise(entries: Sequence[_Entry], spec: CapSpec) -> None:
                 one.marks.append(f"{axis}: {'one value only' if len(known) == 1 else 'equal values'}")
 
 
-def _reference(entries: Sequence[_Entry], axis: str, name: str | None) -> float | None:
-    found = (one.raw[axis] for one in entries if one.measured.point.system.name == name)
-    return next(found, None)
+def _reference(one: _Entry, entries: Sequence[_Entry], axis: str, name: str | None) -> float | None:
+    """The axis of the named system with the entry's own model; on its own device where it ran there, else on the only
+    other one."""
+    model, _, device = _system_of(one.measured)
+    named = [each for each in entries if _system_of(each.measured)[:2] == (model, name)]
+    same_device = [each for each in named if each.measured.device == device]
+    chosen = same_device or named
+    return chosen[0].raw[axis] if len(chosen) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

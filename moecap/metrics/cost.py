@@ -79,12 +79,14 @@ def _delta(run: RunView, counter: str) -> tuple[float, int] | None:
 
 
 def _host(run: RunView) -> tuple[Host, float]:
-    """The host's entry in the prices, and the share of it that the placement takes."""
+    """The host's entry in the prices, and the share of it that the placement takes: of the node, by devices or CPUs;
+    the node itself is the share of the priced host that its CPUs are."""
     node, placement = run.manifest.node, run.manifest.placement
     host = run.prices.host(node.hostname, node.cpu_model)
+    whole_node = node.num_cpus / (host.num_cpus or node.num_cpus)
     if placement.device_uuids:
-        return host, len(placement.device_uuids) / len(node.devices)
-    return host, placement.num_cpus / (host.num_cpus or node.num_cpus)
+        return host, whole_node * len(placement.device_uuids) / len(node.devices)
+    return host, whole_node * placement.num_cpus / node.num_cpus
 
 
 def _devices(run: RunView) -> list[Device | None]:

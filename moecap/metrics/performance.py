@@ -35,7 +35,7 @@ metric("decode_pass_s", unit="s", direction="lower", needs=("passes",))(_mean_du
 def _followed(run: RunView) -> tuple[Floats, Floats, Floats, Floats]:
     """TTFT, end-to-end, first-to-last seconds and output tokens of successful requests sent inside the window."""
     requests = run.requests
-    counted = requests.ok & run.inside(requests.sent_ns) & (requests.first_token_ns >= 0)
+    counted = requests.ok & run.sent_inside & (requests.first_token_ns >= 0)
     sent, first, end = (times[counted] for times in (requests.sent_ns, requests.first_token_ns, requests.end_ns))
     return (first - sent) * NS, (end - sent) * NS, (end - first) * NS, requests.output_tokens[counted] * 1.0
 
@@ -66,7 +66,7 @@ def tpot_s(run: RunView) -> Iterator[Observed]:
 def itl_s(run: RunView) -> Iterator[Observed]:
     """Gaps between tokens; a chunk of m tokens counts as m gaps of 1/m of it."""
     requests = run.requests
-    counted = requests.ok & run.inside(requests.sent_ns)
+    counted = requests.ok & run.sent_inside
     same = (np.diff(requests.chunk_row) == 0) & counted[requests.chunk_row[1:]]
     tokens = requests.chunk_tokens[1:][same]
     gaps = np.repeat(np.diff(requests.chunk_ns)[same] * NS / np.maximum(tokens, 1), tokens)
@@ -81,16 +81,21 @@ def output_tokens(run: RunView) -> float:
     return float(run.requests.chunk_tokens[run.inside(run.requests.chunk_ns)].sum())
 
 
+def _requests_inside(run: RunView) -> int:
+    """Requests that produced a token inside the window."""
+    return len(np.unique(run.requests.chunk_row[run.inside(run.requests.chunk_ns)]))
+
+
 @metric("output_tokens_per_s", unit="tokens/s", direction="higher", needs=("requests",))
 def output_tokens_per_s(run: RunView) -> Iterator[Observed]:
     """Output tokens of the window, by their own time, over its length."""
-    yield ratio(output_tokens(run), run.window_s, n=len(run.requests), why_zero="the window is empty")
+    yield ratio(output_tokens(run), run.window_s, n=_requests_inside(run), why_zero="the window is empty")
 
 
 @metric("total_tokens_per_s", unit="tokens/s", direction="higher", needs=("requests",))
 def total_tokens_per_s(run: RunView) -> Iterator[Observed]:
     """The same with prompt tokens, each prompt at its first token."""
-    yield ratio(total_tokens(run), run.window_s, n=len(run.requests), why_zero="the window is empty")
+    yield ratio(total_tokens(run), run.window_s, n=_requests_inside(run), why_zero="the window is empty")
 
 
 def total_tokens(run: RunView) -> float:
@@ -107,7 +112,7 @@ def completed(run: RunView) -> int:
 @metric("requests_per_s", unit="requests/s", direction="higher", needs=("requests",))
 def requests_per_s(run: RunView) -> Iterator[Observed]:
     """Successful requests of the window, at their completion, over its length."""
-    yield ratio(completed(run), run.window_s, n=len(run.requests), why_zero="the window is empty")
+    yield ratio(completed(run), run.window_s, n=completed(run), why_zero="the window is empty")
 
 
 @metric("goodput_requests_per_s", unit="requests/s", direction="higher", needs=("requests",))
@@ -126,7 +131,7 @@ def slo_share(run: RunView) -> Iterator[Observed]:
     if run.slo is None:
         yield Observed(missing="the study sets no slo")
         return
-    sent = run.inside(run.requests.sent_ns)
+    sent = run.sent_inside
     yield ratio(int((meets_slo(run) & sent).sum()), int(sent.sum()), n=int(sent.sum()), why_zero=NO_REQUESTS)
 
 

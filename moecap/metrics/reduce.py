@@ -46,7 +46,7 @@ def reduce_runs(runs: Iterable[RunData], plan: StudyPlan) -> Reduction:
     rows: list[Metric] = []
     for run in runs:
         manifest = run.manifest
-        measured = observe_run(RunView(run, slo=plan.slo, cost=plan.cost, prices=prices))
+        measured = observe_run(RunView(run, slo=plan.slo, cost=plan.cost, prices=prices, peak_source=plan.peaks))
         rows += run_rows(manifest.run_id, measured)
         point = gathered.setdefault(manifest.point_id, _Point(device=_device(run)))
         point.runs.append(measured)
@@ -73,7 +73,7 @@ def check_reducible(plan: StudyPlan) -> None:
 
 def headline(run: RunData) -> dict[str, float]:
     """The few values of a run that a line of progress shows; those that are unknown are left out."""
-    view = RunView(run, slo=None, cost=CostSpec(), prices=load_prices({}))
+    view = RunView(run, slo=None, cost=CostSpec(), prices=load_prices({}), peak_source="calibrated")
     found = {}
     for row in run_rows(run.manifest.run_id, observe_run(view)):
         if HEADLINE.get(row.metric) == row.stat and row.value is not None and '"task"' not in row.qualifiers:

@@ -1,11 +1,13 @@
 """One recorded run as numpy columns, cut to its measurement window. It computes no metric.
 
-Passes count when they are valid and end inside the window; requests when they were sent inside it.
+What ends or comes out at the very start of the window was made before it: passes count when they are valid and end in
+(start, end]; tokens by their time alike; requests when they were sent in [start, end].
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +16,22 @@ import pyarrow.compute as pc
 from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat
 from moecap.metrics.work import PassWork, pass_work
 from moecap.prices import Prices
-from moecap.records import CostSpec, Manifest, SloSpec
+from moecap.records import CostSpec, Manifest, Peaks, SloSpec
 from moecap.store import RunData
+
+PeakSource = Literal["catalogue", "calibrated"]
 
 
 class RunView:
     """A run, its window and the prices that it is charged by."""
 
-    def __init__(self, run: RunData, *, slo: SloSpec | None, cost: CostSpec, prices: Prices) -> None:
+    def __init__(
+        self, run: RunData, *, slo: SloSpec | None, cost: CostSpec, prices: Prices, peak_source: PeakSource
+    ) -> None:
         self.run, self.prices = run, prices
         self.manifest: Manifest = run.manifest
-        self.shape, self.held, self.peaks = run.manifest.shape, run.manifest.held, run.manifest.peaks
+        self.shape, self.held = run.manifest.shape, run.manifest.held
+        self.peaks = _with_asked(run.manifest.peaks, peak_source)
         self.slo, self.cost = slo, cost
 
     def tier_bytes(self) -> dict[str, float]:
@@ -53,7 +60,7 @@ class RunView:
         """Valid passes that end inside the window."""
         start_ns, end_ns = self.window_ns
         ends = pc.add(self.run.passes["started_ns"], self.run.passes["duration_ns"])
-        inside = pc.and_(pc.greater_equal(ends, start_ns), pc.less_equal(ends, end_ns))
+        inside = pc.and_(pc.greater(ends, start_ns), pc.less_equal(ends, end_ns))
         table = self.run.passes.filter(pc.and_(inside, self.run.passes["valid"]))
         query, row = flat(table["query_lens"])
         context, _ = flat(table["context_lens"])
@@ -126,7 +133,24 @@ class RunView:
         )  # fmt: skip
 
     def inside(self, times_ns: Ints) -> Bools:
-        """Which moments lie in the window."""
+        """Which results came inside the window: after its start, up to its end."""
         start_ns, end_ns = self.window_ns
-        found: Bools = (times_ns >= start_ns) & (times_ns <= end_ns)
+        found: Bools = (times_ns > start_ns) & (times_ns <= end_ns)
         return found
+
+    @cached_property
+    def sent_inside(self) -> Bools:
+        """Which requests were sent inside the window, at its ends included: sending the last planned one closes it."""
+        start_ns, end_ns = self.window_ns
+        found: Bools = (self.requests.sent_ns >= start_ns) & (self.requests.sent_ns <= end_ns)
+        return found
+
+
+def _with_asked(known: tuple[Peaks, ...], asked: PeakSource) -> tuple[Peaks, ...]:
+    """The known peaks, and an unknown one for the source that the study asked for, so that its metrics say so."""
+    if any(one.source == asked for one in known):
+        return known
+    nothing = Peaks(
+        source=asked, memory_bytes_per_s=None, flops_per_s={}, method=f"no {asked} peaks of this hardware are known"
+    )
+    return (*known, nothing)

@@ -118,5 +118,5 @@ def _add_window(evidence: Evidence, run: RunData, window: Window) -> None:
 def _passes_inside(passes: pa.Table, window: Window) -> pa.Array:
     """Ids of the valid passes that end inside the window."""
     ends = pc.add(passes["started_ns"], passes["duration_ns"])
-    inside = pc.and_(pc.greater_equal(ends, window.start_ns), pc.less_equal(ends, window.end_ns))
+    inside = pc.and_(pc.greater(ends, window.start_ns), pc.less_equal(ends, window.end_ns))
     return passes.filter(pc.and_(inside, passes["valid"]))["pass_id"].combine_chunks()

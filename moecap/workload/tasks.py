@@ -12,7 +12,7 @@ from moecap.workload.base import Encode, Workload
 
 
 class Tasks(Workload):
-    """`{type: tasks, tasks: [addition, sorting], shots: 2, output_tokens: 32}`."""
+    """`{type: tasks, tasks: [add, sort], shots: 2, output_tokens: 32}`."""
 
     tasks: Annotated[tuple[str, ...], AfterValidator(check_tasks)] = Field(min_length=1)
     shots: int = Field(default=0, ge=0)

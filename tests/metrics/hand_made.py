@@ -144,4 +144,4 @@ def a_run(
 
 
 def view(run: RunData, *, slo: SloSpec | None = None, cost: CostSpec | None = None, **prices: Any) -> RunView:
-    return RunView(run, slo=slo, cost=cost or CostSpec(), prices=load_prices(prices))
+    return RunView(run, slo=slo, cost=cost or CostSpec(), prices=load_prices(prices), peak_source="calibrated")

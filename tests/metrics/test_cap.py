@@ -1,5 +1,6 @@
 """CAP sets worked out by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,6 +105,15 @@ def test_against_a_reference() -> None:
     assert found["r"]["normalised"] == {"cost": 1.0, "accuracy": 1.0, "performance": 1.0}
     assert found["a"]["normalised"] == pytest.approx({"cost": 1.0, "accuracy": 0.5, "performance": 1.0})
     assert found["b"]["normalised"] == pytest.approx({"cost": 0.25, "accuracy": 1.0, "performance": 0.2})
+    unlike = [
+        *system("r", 2.0, 0.8, 50.0), *system("a", 1.0, 0.4, 100.0),
+        *(replace(one, device="gpu") for one in system("r", 4.0, 0.8, 50.0)),
+        *(replace(one, device="gpu") for one in system("a", 8.0, 0.4, 100.0)),
+    ]  # fmt: skip
+    both = cap_of(unlike, spec, None, "calibrated")["sets"][0]["entries"]
+    assert [(one["device"], one["normalised"]["cost"]) for one in both if one["system"] == "a"] == [
+        ("cpu", 1.0), ("gpu", 0.5)  # each against the reference on its own device
+    ]  # fmt: skip
     lost = entries(system("r", None, 0.8, 50.0), system("a", 1.0, 0.4, 100.0), spec=spec)
     assert lost["a"]["normalised"]["cost"] is None
     assert "cost of the reference r is unknown" in lost["a"]["marks"]

@@ -113,6 +113,13 @@ def test_a_placed_device_is_charged_with_its_share_of_the_host() -> None:
     assert value("energy_j_per_output_token", hosts=hosts, **how) == pytest.approx((40 + 25) * 10 / 4)
 
 
+def test_a_node_with_devices_is_its_share_of_a_priced_server_too() -> None:
+    """8 CPUs of a server of 16: half of it, of which one of four devices takes a quarter."""
+    how = accelerated("dev", {"price_usd": 31557.6, "tdp_w": 40.0, "label": "card"})
+    how["prices"] = {**how["prices"], "hosts": {"h": {**PRICED["hosts"]["h"], "num_cpus": 16}}}
+    assert value("hardware_usd_per_million_output_tokens", **how) == pytest.approx((1e-3 + 0.125e-4) * 10 / 4e-6)
+
+
 def test_a_device_without_a_price_leaves_cost_missing_with_the_remedy() -> None:
     one = seen("usd_per_million_output_tokens", **accelerated("no-such-device"))
     assert one.missing == "a placed device has no price in the catalogue; add it to prices.devices"

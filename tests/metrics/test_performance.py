@@ -146,6 +146,29 @@ def test_throughput_counts_tokens_by_their_own_time() -> None:
     assert value("requests_per_s", run) == pytest.approx(3 / 8.5)
 
 
+def test_what_comes_out_as_the_window_opens_was_made_before_it() -> None:
+    """A closed loop of one: the window opens at a first token at 2.0, which a pass from 1.0 to 2.0 made, and closes as
+    the last request is sent at 5.0."""
+    passes = (
+        one_pass(0, Phase.PREFILL, 1, 1, (10,), (10,)), one_pass(1, Phase.DECODE, 2, 1, (1,), (11,)),
+        one_pass(2, Phase.PREFILL, 3, 1, (10,), (10,)), one_pass(3, Phase.DECODE, 4, 1, (1,), (11,)),
+    )  # fmt: skip
+    requests = (request(0, 1.0, (2.0, 3.0)), request(1, 3.0, (4.0, 5.0)), request(2, 5.0, (6.0, 7.0)))
+    routing = tuple(routed(i, (1, 1, 0, 0)) for i in range(4))
+    run = view(a_run(window_s=(2.0, 5.0), passes=passes, routing=routing, requests=requests))
+    assert run.passes.pass_id.tolist() == [1, 2, 3]
+    assert run.passes.duration_s.sum() == pytest.approx(run.window_s)
+    assert value("output_tokens_per_s", run) == pytest.approx(3 / 3)
+    assert value("total_tokens_per_s", run) == pytest.approx((3 + 10) / 3)
+    assert seen("ttft_s", run).samples == pytest.approx([1.0, 1.0])  # the request that closes it is followed
+
+
+def test_peaks_that_nobody_knows_are_missing_by_name() -> None:
+    run = steady(peaks=())
+    for name in ("s_mbu", "s_mfu", "overhead_share"):
+        assert "no calibrated peaks of this hardware" in (seen(name, run).missing or ""), name
+
+
 def test_littles_law() -> None:
     """Request-seconds inside: A 2, B 0.5, C 2, D 1, E 0.1; of those that completed inside: A 2, B 1, E 0.1."""
     run = served()
