@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.messages import RunKey, RunState
 from cluster.place import Placer, place_points
+from cluster.repeats import agree
 from moecap.records import NodeInfo, Placement, PointSpec, Refusal, StudyPlan
 
 
@@ -47,6 +48,8 @@ class Agenda:
     """Runs that this launch leaves out because of `max_runs`."""
     attempts: Mapping[str, int]
     """`<point_id>-<repeat>` -> attempts that failed before."""
+    weight_bytes: Mapping[str, int]
+    """Model name -> bytes of its weights, where known."""
 
     @property
     def all_refused(self) -> bool:
@@ -76,6 +79,8 @@ def prepare(
             ended[run] = RunState.STORED
         elif not retry_failed and held.failed.get(str(run), {}).get("kind") == "own":
             ended[run] = RunState.FAILED
+        elif agree(held.rates.get(run.point_id, ()), plan.repeats):
+            ended[run] = RunState.NOT_NEEDED
         elif isinstance(placements[run.point_id], Refusal):
             ended[run] = RunState.UNPLACEABLE if run.point_id in fingerprints else RunState.REFUSED
         else:
@@ -85,6 +90,7 @@ def prepare(
         plan=plan, nodes=tuple(nodes), points=points, placements=placements, todo=tuple(todo[:cut]), ended=ended,
         fingerprints=fingerprints, rates=held.rates, left=tuple(todo[cut:]),
         attempts={run: int(error["attempt"]) + 1 for run, error in held.failed.items()},
+        weight_bytes=weight_bytes or {},
     )  # fmt: skip
 
 

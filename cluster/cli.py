@@ -196,8 +196,9 @@ def _show_launched(launched: Launched, as_json: bool) -> int:
     files = [str(path) for path in launched.report]
     if launched.nothing_to_run:
         failed = outcome.counts.get("failed", 0)
+        all_stored = set(outcome.counts) == {"stored"}
         stored = f"all {len(outcome.states)} runs are stored"
-        click.echo(f"nothing to run: {_counted(outcome) if failed else stored}", err=True)
+        click.echo(f"nothing to run: {stored if all_stored else _counted(outcome)}", err=True)
         if failed:
             click.echo("--retry-failed runs again what failed", err=True)
     if outcome.left:

@@ -18,6 +18,7 @@ from cluster.messages import RunState
 from cluster.reduce import reduce_store, report_beside
 from moecap.errors import ConfigError, StudyExistsError
 from moecap.metrics.reduce import Reduction, check_reducible, headline
+from moecap.model.source import checkpoint_bytes
 from moecap.records import Refusal, StudyPlan
 from moecap.store import Lease, Store
 
@@ -69,8 +70,8 @@ def launch(plan: StudyPlan, options: LaunchOptions, report: Callable[[Progress],
         raise StudyExistsError(f"{plan.store} holds study {plan.name!r} already: pass --resume to run what is missing")
     agenda = _all_done(plan, store, options)
     if agenda is not None:
-        with _leased(store):
-            return _conclude(agenda, Outcome(states=agenda.ended, left=0), store)
+        with _leased(store) as lease:
+            return _conclude(agenda, Outcome(states=agenda.ended, left=0), store, lease)
     with connected(options.address):
         nodes = inventory()
         with _leased(store) as lease:
@@ -78,20 +79,24 @@ def launch(plan: StudyPlan, options: LaunchOptions, report: Callable[[Progress],
             if agenda.all_refused:
                 raise ConfigError(f"no point can run: {_refusals(agenda)}", "systems", remedy="nothing was started")
             store.write_plan(agenda.plan, agenda.placements)
-            return _conclude(agenda, drive(agenda, nodes, store, lease, report), store)
+            return _conclude(agenda, drive(agenda, nodes, store, lease, report), store, lease)
 
 
 def _agenda(plan: StudyPlan, store: Store, nodes: Sequence[LiveNode], options: LaunchOptions) -> Agenda:
     earlier, held = store.read_plan(), _held(plan, store)
     infos = [node.info for node in nodes]
     frozen = next_edition(freeze(plan, earlier, infos), earlier, held)
-    return prepare(frozen, infos, held, retry_failed=options.retry_failed, max_runs=options.max_runs)
+    names = {point.model.name for point in frozen.points}
+    weight_bytes = {name: held_bytes for name in names if (held_bytes := checkpoint_bytes(name)) is not None}
+    return prepare(
+        frozen, infos, held, retry_failed=options.retry_failed, max_runs=options.max_runs, weight_bytes=weight_bytes
+    )
 
 
 def _all_done(plan: StudyPlan, store: Store, options: LaunchOptions) -> Agenda | None:
     """The agenda, when this very study has nothing left to run: then no node is needed to say so."""
     agenda = _agenda(plan, store, (), options)
-    at_end = set(agenda.ended.values()) <= {RunState.STORED, RunState.FAILED} and not agenda.todo
+    at_end = set(agenda.ended.values()) <= {RunState.STORED, RunState.FAILED, RunState.NOT_NEEDED} and not agenda.todo
     return agenda if at_end and store.read_plan() == agenda.plan else None
 
 
@@ -107,11 +112,11 @@ def _held(plan: StudyPlan, store: Store) -> Held:
     return Held(whole=whole, failed=store.failed_runs(), rates={key: tuple(found) for key, found in rates.items()})
 
 
-def _conclude(agenda: Agenda, outcome: Outcome, store: Store) -> Launched:
+def _conclude(agenda: Agenda, outcome: Outcome, store: Store, lease: Lease) -> Launched:
     reduction, files = None, tuple[Path, ...]()
     if RunState.STORED in outcome.states.values():
-        reduction = reduce_store(store)
-        files = tuple(report_beside(store))
+        reduction = reduce_store(store, lease.heartbeat)
+        files = tuple(report_beside(store, lease.heartbeat))
     return Launched(agenda=agenda, outcome=outcome, reduction=reduction, report=files)
 
 

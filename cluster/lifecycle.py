@@ -78,7 +78,6 @@ class _Engine:
     queue: _Queue
     current: RunKey | None
     """The run that it was started for, or that it runs; None while it stops."""
-    last_point: str = ""
 
     @property
     def placement(self) -> Placement:
@@ -98,6 +97,7 @@ class Lifecycle:
         self._hosts: dict[str, deque[_Queue]] = {}  # host name -> queues that wait for it, next first
         self._engines: dict[int, _Engine] = {}
         self._busy: dict[str, int] = {}  # host name -> engine that holds it
+        self._last_point: dict[str, str] = {}  # host name -> point that ran there last
         self._engines_started = 0
         self._unended = len(agenda.todo)
         self._begun = self._finished = False
@@ -153,8 +153,6 @@ class Lifecycle:
             placement = self.agenda.placements[run.point_id]
             if state in (RunState.REFUSED, RunState.UNPLACEABLE) and isinstance(placement, Refusal):
                 self._commands.append(Record(run=run, state=state, why=f"{placement.reason}; {placement.remedy}"))
-        for point_id in self._rates:
-            self._settle(point_id)
         self._enqueue(self.agenda.todo, self.agenda.placements)
 
     def _cancel(self) -> None:
@@ -185,7 +183,9 @@ class Lifecycle:
         self._replace(displaced)
 
     def _replace(self, runs: list[RunKey]) -> None:
-        placer = Placer(nodes=tuple(self._nodes.values()), points_on=self._points_waiting())
+        placer = Placer(
+            nodes=tuple(self._nodes.values()), points_on=self._points_waiting(), weight_bytes=self.agenda.weight_bytes
+        )
         points = {run.point_id: self.agenda.points[run.point_id] for run in runs}
         placements = place_points(points.items(), placer, self._fingerprints)
         for run in runs:
@@ -265,10 +265,12 @@ class Lifecycle:
     # -- one run
 
     def _run(self, engine_id: int, engine: _Engine, run: RunKey) -> None:
-        rest = engine.last_point not in ("", run.point_id)
-        engine.current, engine.last_point = run, run.point_id
-        self._move(run, RunState.RUNNING, placement=engine.placement)
+        host = engine.placement.hostname
+        rest = self._last_point.get(host, run.point_id) != run.point_id
+        self._last_point[host] = run.point_id
         cooldown_s = self.agenda.plan.cooldown_s if rest else 0.0
+        engine.current = run
+        self._move(run, RunState.RUNNING, placement=engine.placement)
         self._commands.append(StartRun(engine_id=engine_id, run=run, cooldown_s=cooldown_s))
 
     def _stored(self, engine_id: int, engine: _Engine, run: RunKey, rate: float | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from moecap.errors import CalibrationError, ClusterError
 from moecap.hardware.calibrate import calibrate_cpu
 from moecap.hardware.catalogue import catalogue_peaks, find_device
 from moecap.hardware.detect import detect_node
+from moecap.hardware.ssd import scratch_on_disk
 from moecap.metrics.reduce import headline
 from moecap.records import ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
 from moecap.run import Session
@@ -155,7 +155,7 @@ def _summary(run: RunData) -> RunSummary:
 def _calibrate(num_threads: int) -> Peaks:
     """A node whose peaks can't be measured still serves: what rests on them is unknown, the rest isn't."""
     try:
-        return calibrate_cpu(num_threads, tempfile.gettempdir())
+        return calibrate_cpu(num_threads, scratch_on_disk())
     except CalibrationError as error:
         return Peaks(source="calibrated", memory_bytes_per_s=None, flops_per_s={}, method=f"failed: {error}")
 

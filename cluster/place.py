@@ -71,7 +71,7 @@ class Placer:
         of_kind = [node for node in self.nodes if system.node in node.kinds and node.num_cpus > 0]
         if not of_kind:
             return self._refuse_kind(system)
-        with_device = [node for node in of_kind if has_device(system.device, node)]
+        with_device = [node for node in of_kind if has_device(system, node)]
         if not with_device:
             present = ", ".join(sorted({node.device_key for node in of_kind}))
             return Refusal(
@@ -131,10 +131,11 @@ def _group(members: Sequence[tuple[str, PointSpec]], placements: Mapping[str, Pl
     return Group(model=first.model, system=first.system, placement=placement, point_ids=point_ids)
 
 
-def has_device(asked: str, node: NodeInfo) -> bool:
-    """Whether the node has the device model that a study asks for: `any`, a catalogue key, an alias, or `cpu`, which
-    every node has."""
-    if asked in ("any", "cpu", node.device_key):
+def has_device(system: SystemSpec, node: NodeInfo) -> bool:
+    """Whether the node has the device model that a study asks for: `any`, a catalogue key, an alias, or `cpu`: every
+    node has CPUs, but kinds that are accelerated compute on them only where there is nothing else."""
+    asked = system.device
+    if asked in ("any", node.device_key) or (asked == "cpu" and system.node in ("cpu", "cpu-offload")):
         return True
     try:
         return find_device(asked).key == node.device_key

@@ -169,7 +169,7 @@ class Session:
             wall_offset_ns=time.time_ns() - time.monotonic_ns(), attempted=len(serve.requests),
             served=sum(one.first_token_ns is not None for one in serve.requests),
             completed=sum(one.status == "ok" for one in serve.requests), checks_passed=passed, checks_failed=failed,
-            flags={"dummy_weights": DUMMY_WEIGHTS} if facts.dummy_weights else {},
+            flags={**facts.flags, **({"dummy_weights": DUMMY_WEIGHTS} if facts.dummy_weights else {})},
             unknown=sampled.unknown, observer_ns=serve.observer_ns, sampler=sampled.stats,
         )  # fmt: skip
         return RunData(

@@ -103,6 +103,24 @@ def test_an_interrupted_write_leaves_nothing_that_counts(store: Store, monkeypat
     assert store.whole_runs() == {}
 
 
+def test_tables_of_an_interrupted_attempt_never_join_a_whole_run(store: Store) -> None:
+    """The first attempt recorded passes and died before its manifest; the second recorded none."""
+    run = run_data()
+    store.write_run(run)
+    Path(store.base, "runs", run.manifest.run_id, "manifest.json").unlink()
+    store.write_run(replace(run, passes=PASSES.empty_table()))
+    assert store.load_run(run.manifest.run_id).passes.num_rows == 0
+
+
+def test_a_table_from_before_a_column_was_added_reads_it_as_null(store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    path = f"{store.base}/runs/{run.manifest.run_id}/passes.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["invalid_reason"]), path)
+    passes = store.load_run(run.manifest.run_id).passes
+    assert passes.schema.equals(PASSES) and passes["invalid_reason"].null_count == passes.num_rows > 0
+
+
 def test_another_schema_version_is_refused(store: Store) -> None:
     run = run_data()
     store.write_run(replace(run, manifest=replace(run.manifest, schema_version=99)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moecap.records import HeldWeights, LoadSpec, ModelShape, ModelSpec, Placement, Request, ServeRecord, SystemSpec
@@ -23,6 +23,8 @@ class EngineFacts:
     settings: Mapping[str, Any]
     """Resolved settings for the manifest; JSON values."""
     dummy_weights: bool
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """What else a reader of this engine's numbers must know -> why."""
     max_context_tokens: int
 
 

@@ -22,7 +22,7 @@ import torch
 
 from moecap.engine.experts import ResidentRows, take_over_experts
 from moecap.errors import EngineError
-from moecap.hardware.ssd import why_not_direct
+from moecap.hardware.ssd import is_in_memory, why_not_direct
 
 BLOCK_BYTES = 4096
 """Offsets and sizes of O_DIRECT reads are multiples of it."""
@@ -66,6 +66,16 @@ class DiskExperts:
         self._bytes_read = self._hits = self._misses = self._stall_ns = 0
         self.bytes_on_disk = 0
         """Weights that are on disk and not in memory, padding apart."""
+
+    @property
+    def staging_bytes(self) -> int:
+        """Memory that experts are read into."""
+        return READ_AHEAD * self._slot_bytes
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether reads may be served by the page cache."""
+        return self._not_direct is not None
 
     @property
     def io_mode(self) -> str:
@@ -218,8 +228,11 @@ def offload_experts_to_disk(net: Any, folder: Path, *, resident_share: float) ->
     """Move all but `resident_share` of every layer's routed experts (rounded down) to a file in `folder`; the originals
     are freed.
 
-    Raises EngineError when the disk refuses, UnsupportedModelError for experts that can't be reached.
+    Raises EngineError when the disk refuses or the folder lies in memory, UnsupportedModelError for experts that can't
+    be reached.
     """
+    if is_in_memory(folder):
+        raise EngineError(f"{folder} lies in memory; name a folder on a disk: args: {{offload_folder: ...}}")
     modules = take_over_experts(net)
     try:
         disk = DiskExperts(folder, max(_Layout(rows.tensors).padded_bytes for rows in modules.values()))

@@ -7,7 +7,6 @@ here is what is loaded, at which widths, and on which device. CPU and CUDA run t
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +21,21 @@ from moecap.engine.experts import weight_storage_bytes
 from moecap.engine.int8 import quantise_int8
 from moecap.engine.serving import Serving
 from moecap.errors import ConfigError, EngineError
+from moecap.hardware.ssd import scratch_on_disk
 from moecap.model.shape import classify_parameters, shape_of
 from moecap.model.source import resolve
 from moecap.probe.torch_hooks import RouterProbe
-from moecap.records import HeldWeights, LoadSpec, ModelSpec, Placement, Request, ServeRecord, SystemSpec, TensorClass
+from moecap.records import (
+    HeldWeights,
+    LoadSpec,
+    ModelShape,
+    ModelSpec,
+    Placement,
+    Request,
+    ServeRecord,
+    SystemSpec,
+    TensorClass,
+)
 
 OWN_ARGS = {"load_format", "max_context_tokens", "offload_folder"}
 """Arguments that are ours; all others go to `from_pretrained`."""
@@ -33,8 +43,8 @@ OWN_ARGS = {"load_format", "max_context_tokens", "offload_folder"}
 
 class TransformersEngine(Engine):
     """One model in this process. `args`: `load_format: auto|dummy` (random weights), `max_context_tokens`,
-    `offload_folder` (default: the system's temporary folder), and anything that `from_pretrained` takes
-    (`attn_implementation`, `experts_implementation` ...)."""
+    `offload_folder` (default: the system's temporary folder, if it is on a disk), and anything that `from_pretrained`
+    takes (`attn_implementation`, `experts_implementation` ...)."""
 
     def __init__(self) -> None:
         self._serving: Serving | None = None
@@ -42,6 +52,7 @@ class TransformersEngine(Engine):
 
     def start(self, model: ModelSpec, system: SystemSpec, placement: Placement) -> EngineFacts:
         """Load, then quantise or offload the routed experts as `system` asks."""
+        _check_args(system)
         device = torch.device("cuda" if placement.device_uuids else "cpu")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"placement gives devices {placement.device_uuids}, but torch sees no CUDA device")
@@ -52,12 +63,13 @@ class TransformersEngine(Engine):
         classes = classify_parameters(net)
         params = {name: parameter.numel() for name, parameter in net.named_parameters()}
         shape = shape_of(net, model.name)
+        _check_top_k(shape, system.top_k)
         if system.quantization == "int8":
             quantise_int8(net)
         elif system.quantization is not None:
             raise ConfigError("unknown quantization", "quantization", system.quantization, "use int8")
         if system.resident_share is not None:
-            folder = Path(system.args.get("offload_folder", tempfile.gettempdir()))
+            folder = Path(system.args.get("offload_folder", scratch_on_disk()))
             self._disk = offload_experts_to_disk(net, folder, resident_share=system.resident_share)
         probe = RouterProbe(net)
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(model.name), revision=_revision(model))
@@ -71,6 +83,7 @@ class TransformersEngine(Engine):
             held=_held(net, classes, params, self._disk),
             settings=_settings(net, device, self._serving, self._disk),
             dummy_weights=dummy,
+            flags={"experts_read_through_cache": self._disk.io_mode} if self._disk and self._disk.is_cached else {},
             max_context_tokens=limit,
         )
 
@@ -100,6 +113,22 @@ class TransformersEngine(Engine):
         if self._disk is not None:
             self._disk.close()
         self._serving = self._disk = None
+
+
+def _check_args(system: SystemSpec) -> None:
+    """ConfigError for own arguments that can't be; what belongs to `from_pretrained` is checked there."""
+    load_format = system.args.get("load_format", "auto")
+    if load_format not in ("auto", "dummy"):
+        raise ConfigError("unknown load format", "args.load_format", load_format, "use auto or dummy")
+    limit = system.args.get("max_context_tokens", 1)
+    if not isinstance(limit, int) or limit < 1:
+        raise ConfigError("is no number of tokens", "args.max_context_tokens", limit, "use a whole number above 0")
+
+
+def _check_top_k(shape: ModelShape, asked: int | None) -> None:
+    fewest = min((layer.num_experts for layer in shape.layers if layer.num_experts), default=0)
+    if asked is not None and asked > fewest:
+        raise ConfigError("is more than there are experts", "top_k", asked, f"use 1 to {fewest}")
 
 
 def _revision(model: ModelSpec) -> str | None:
@@ -158,7 +187,7 @@ def _held(
         kv_bytes_per_element=width,
         activation_bytes_per_element=width,
         weight_bytes=held_bytes,
-        resident_weight_bytes=total - (disk.bytes_on_disk if disk else 0),
+        resident_weight_bytes=total - (disk.bytes_on_disk - disk.staging_bytes if disk else 0),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +34,17 @@ def why_not_direct(folder: Path) -> str | None:
         except OSError as error:
             return f"{folder} ({filesystem}) refuses O_DIRECT: {error.strerror}"
     return None
+
+
+def scratch_on_disk() -> Path:
+    """A folder for large temporary files: the system's, unless that lies in memory."""
+    system = Path(tempfile.gettempdir())
+    return Path("/var/tmp") if is_in_memory(system) and Path("/var/tmp").is_dir() else system
+
+
+def is_in_memory(folder: Path) -> bool:
+    """Whether files there take memory, as on tmpfs."""
+    return _filesystem(folder) in MEMORY_FILESYSTEMS
 
 
 @contextmanager

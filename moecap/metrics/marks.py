@@ -12,14 +12,13 @@ LITTLE_LIMIT = 0.05
 """Largest deviation of the requests in flight, or of rate x time, from the concurrency that was asked."""
 LITTLE_REQUESTS = 200
 """Completed requests from which on rate x time is judged: with fewer, those cut by the window's edges weigh more."""
-RUN_FLAGS = {"dummy_weights": "dummy weights"}
 
 
 def marks_of(
     rows: Sequence[Metric], peak_source: str, flags: Mapping[str, str], checks_failed: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Marks of a point from its rows, and from its runs' flags and failed checks."""
-    found = [RUN_FLAGS.get(name, name) for name in flags]
+    found = [name.replace("_", " ") for name in flags]
     found += [f"check failed: {name}" for name in checks_failed]
     found += _from_rows([row for row in rows if row.value is not None and row.peak_source in (None, peak_source)])
     return tuple(dict.fromkeys(found))

@@ -53,6 +53,14 @@ def model_spec(name: str, revision: str | None = None) -> ModelSpec:
     return ModelSpec(name=name, revision=_content_revision(source) if isinstance(source, Path) else revision)
 
 
+def checkpoint_bytes(name: str) -> int | None:
+    """Bytes of a local model's weight files; None where they aren't here to be counted."""
+    source = resolve(name)
+    if not isinstance(source, Path) or not source.is_dir():
+        return None
+    return sum(file.stat().st_size for file in source.iterdir() if file.suffix in WEIGHT_SUFFIXES) or None
+
+
 def _content_revision(source: Path) -> str:
     """12 hexadecimal digits over config.json and the weight files beside it; a lone config file stands for itself."""
     digest = hashlib.sha256()

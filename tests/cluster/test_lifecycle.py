@@ -200,7 +200,7 @@ def test_repeats_that_agree_in_the_store_are_not_needed_on_resume() -> None:
     held = Held(whole=whole, rates={A.point_id: (99.0, 101.0, 100.0)})
     life = Lifecycle(agenda(plan(A, repeats=RepeatsSpec(min=2, max=4)), held=held))
     begun = life.handle(Begin())
-    assert records(begun) == [(key(A, 3), RunState.NOT_NEEDED, None)]
+    assert life.states[key(A, 3)] is RunState.NOT_NEEDED
     assert acts(begun) == ["finish"]
 
 
@@ -269,3 +269,14 @@ def test_between_points_there_is_a_rest_but_not_between_repeats() -> None:
         rests.append(started[0].cooldown_s)
         commands = life.handle(stored(1, started[0].run))
     assert rests == [0.0, 0.0, 5.0, 0.0]
+
+
+def test_the_rest_before_another_point_is_kept_when_the_engine_changes() -> None:
+    study = plan(A, point("b"), repeats=RepeatsSpec(min=1, max=1), cooldown_s=5.0)
+    life = Lifecycle(agenda(study))
+    life.handle(Begin())
+    life.handle(EngineStarted(engine_id=1))
+    life.handle(stored(1, key(A)))
+    life.handle(EngineStopped(engine_id=1))
+    (started,) = [one for one in life.handle(EngineStarted(engine_id=2)) if isinstance(one, StartRun)]
+    assert started.cooldown_s == 5.0

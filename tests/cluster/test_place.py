@@ -56,8 +56,13 @@ def test_a_device_may_go_by_the_name_that_its_driver_reports() -> None:
     assert placed(Placer(nodes=[aliased]).place(point(kind="gpu", device=spec.aliases[0]))).hostname == "n"
 
 
-def test_device_cpu_means_a_node_without_accelerators() -> None:
+def test_device_cpu_leaves_accelerators_alone() -> None:
     assert placed(Placer(nodes=[H100, CPU]).place(point(kind="cpu-offload", device="cpu"))).hostname == "cpu1"
+    both = node("gpu2", kinds=("gpu", "cpu", "cpu-offload"), device="h100-sxm-80gb", devices=2)
+    for kind in ("cpu", "cpu-offload"):
+        assert placed(Placer(nodes=[both]).place(point(kind=kind, device="cpu"))).device_uuids == ()
+    assert placed(Placer(nodes=[both]).place(point(kind="cpu-offload"))).device_uuids == ("GPU-gpu2-0",)
+    assert "no gpu node has device 'cpu'" in refused(Placer(nodes=[both]).place(point(kind="gpu", device="cpu"))).reason
 
 
 def test_an_engine_that_spans_more_devices_than_any_node_has_is_refused() -> None:

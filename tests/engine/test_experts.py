@@ -1,6 +1,8 @@
 """Quantised and offloaded experts against plain transformers: same mathematics, and the bytes that they claim."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -12,10 +14,18 @@ from moecap.engine.disk import READ_AHEAD, DiskExperts, offload_experts_to_disk
 from moecap.engine.experts import expert_by_expert, int8_linear, take_over_experts, weight_storage_bytes
 from moecap.engine.int8 import Int8Linear, quantise_int8, quantise_rows
 from moecap.errors import EngineError, UnsupportedModelError
+from moecap.hardware.ssd import MEMORY_FILESYSTEMS, is_in_memory, scratch_on_disk
 
 E, HIDDEN, INNER, LAYERS = 8, 32, 16, 2
 EXPERT_BYTES = 3 * HIDDEN * INNER * 4  # gate, up and down in float32: 6,144, one and a half blocks
 PADDED_BYTES = 8192
+
+
+@pytest.fixture
+def disk_folder() -> Iterator[Path]:
+    """Temporary, and on a disk also where pytest's own folders are in memory."""
+    with TemporaryDirectory(dir=scratch_on_disk()) as folder:
+        yield Path(folder)
 
 
 def tiny(kind: str = "Qwen3MoeConfig", dtype: torch.dtype = torch.float32, **own: Any) -> Any:
@@ -46,12 +56,12 @@ def test_expert_by_expert_is_eager_bit_for_bit(kind: str, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("resident_share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_offloaded_is_eager_bit_for_bit(tmp_path: Path, resident_share: float, dtype: torch.dtype) -> None:
+def test_offloaded_is_eager_bit_for_bit(disk_folder: Path, resident_share: float, dtype: torch.dtype) -> None:
     net = tiny(dtype=dtype)
     expected = logits(net)
-    disk = offload_experts_to_disk(net, tmp_path, resident_share=resident_share)
+    disk = offload_experts_to_disk(net, disk_folder, resident_share=resident_share)
     assert torch.equal(logits(net), expected)
-    assert list(tmp_path.iterdir()) == []  # nothing to leave behind, whatever happens
+    assert list(disk_folder.iterdir()) == []  # nothing to leave behind, whatever happens
     on_disk = LAYERS * (E - int(E * resident_share)) * EXPERT_BYTES * dtype.itemsize // 4
     assert disk.bytes_on_disk == on_disk
     disk.close()
@@ -65,9 +75,9 @@ def fire(net: Any, choices: list[list[int]]) -> None:
     expert_by_expert(module, torch.ones(len(choices), HIDDEN), ids, torch.ones(ids.shape))
 
 
-def test_a_pass_reads_each_fired_expert_once_and_no_other(tmp_path: Path) -> None:
+def test_a_pass_reads_each_fired_expert_once_and_no_other(disk_folder: Path) -> None:
     net = tiny()
-    disk = offload_experts_to_disk(net, tmp_path, resident_share=0.25)  # experts 0 and 1 stay
+    disk = offload_experts_to_disk(net, disk_folder, resident_share=0.25)  # experts 0 and 1 stay
     disk.begin_pass()
     fire(net, [[0, 7], [7, 3], [4, 3]])
     found = disk.end_pass()
@@ -84,9 +94,9 @@ def test_a_pass_reads_each_fired_expert_once_and_no_other(tmp_path: Path) -> Non
     disk.close()
 
 
-def test_more_experts_than_read_ahead_come_in_order(tmp_path: Path) -> None:
+def test_more_experts_than_read_ahead_come_in_order(disk_folder: Path) -> None:
     net, plain = tiny(), tiny()
-    disk = offload_experts_to_disk(net, tmp_path, resident_share=0.0)
+    disk = offload_experts_to_disk(net, disk_folder, resident_share=0.0)
     experts = net.model.layers[1].mlp.experts
     assert READ_AHEAD < E
     experts.expert_rows.fetch(range(E))
@@ -97,9 +107,9 @@ def test_more_experts_than_read_ahead_come_in_order(tmp_path: Path) -> None:
     disk.close()
 
 
-def test_what_counts_as_read_really_comes_from_the_disk(tmp_path: Path) -> None:
+def test_what_counts_as_read_really_comes_from_the_disk(disk_folder: Path) -> None:
     net = tiny()
-    disk = offload_experts_to_disk(net, tmp_path, resident_share=0.0)
+    disk = offload_experts_to_disk(net, disk_folder, resident_share=0.0)
     if disk.io_mode != "O_DIRECT":
         pytest.skip(f"reads of this disk can't be told from its cache: {disk.io_mode}")
     before = psutil.Process().io_counters().read_bytes  # of the block layer, kept by the kernel
@@ -112,15 +122,30 @@ def test_what_counts_as_read_really_comes_from_the_disk(tmp_path: Path) -> None:
     disk.close()
 
 
-def test_a_cut_file_and_an_unwritable_folder_are_errors(tmp_path: Path) -> None:
-    disk = DiskExperts(tmp_path, PADDED_BYTES)
+def test_a_cut_file_and_an_unwritable_folder_are_errors(disk_folder: Path) -> None:
+    disk = DiskExperts(disk_folder, PADDED_BYTES)
     disk.append(bytes(4096))
     disk.expect(0, [(0, PADDED_BYTES)])
     with pytest.raises(EngineError, match="4096 of 8192"):
         disk.next_read()
     disk.close()
     with pytest.raises(EngineError, match="No such file"):
-        offload_experts_to_disk(tiny(), tmp_path / "absent", resident_share=0.0)
+        offload_experts_to_disk(tiny(), disk_folder / "absent", resident_share=0.0)
+
+
+def test_a_folder_in_memory_is_refused_with_the_remedy() -> None:
+    """Linux always mounts one for shared memory."""
+    folder = Path("/dev/shm")
+    if not is_in_memory(folder):
+        pytest.skip(f"{folder} is none of {MEMORY_FILESYSTEMS} here")
+    with pytest.raises(EngineError, match=r"lies in memory.*offload_folder"):
+        offload_experts_to_disk(tiny(), folder, resident_share=0.0)
+
+
+def test_reads_are_staged_in_memory_that_is_counted(disk_folder: Path) -> None:
+    disk = offload_experts_to_disk(tiny(), disk_folder, resident_share=0.0)
+    assert disk.staging_bytes == READ_AHEAD * PADDED_BYTES
+    disk.close()
 
 
 def test_quantised_rows_by_hand() -> None:
@@ -178,11 +203,11 @@ def test_the_routed_experts_really_shrink() -> None:
     assert not any("experts" in name for name, _ in net.named_parameters())  # the originals are gone
 
 
-def test_quantised_experts_can_be_offloaded_too(tmp_path: Path) -> None:
+def test_quantised_experts_can_be_offloaded_too(disk_folder: Path) -> None:
     net, both = tiny(), tiny()
     quantise_int8(net)
     quantise_int8(both)
-    disk = offload_experts_to_disk(both, tmp_path, resident_share=0.0)
+    disk = offload_experts_to_disk(both, disk_folder, resident_share=0.0)
     assert torch.equal(logits(both), logits(net))
     assert weight_storage_bytes(both) == weight_storage_bytes(net)
     assert disk.bytes_on_disk == LAYERS * E * (3 * HIDDEN * INNER + 4 * (2 * INNER + HIDDEN))
