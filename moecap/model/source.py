@@ -16,7 +16,9 @@ from moecap.records import ModelSpec
 REFERENCE = "reference"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LOCAL_PREFIXES = ("/", "./", "../", "~")
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
+WEIGHT_PATTERNS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
+"""The first that a folder has files of is what loaders read: the same weights may lie there in another format too
+(`consolidated*.safetensors`), and a trainer leaves `.bin` files that hold none."""
 SAMPLES, SAMPLE_BYTES = 64, 64 * 1024
 """How a large weight file is read for its hash: evenly spaced blocks, 4 MiB in all."""
 
@@ -58,16 +60,20 @@ def checkpoint_bytes(name: str) -> int | None:
     source = resolve(name)
     if not isinstance(source, Path) or not source.is_dir():
         return None
-    return sum(file.stat().st_size for file in source.iterdir() if file.suffix in WEIGHT_SUFFIXES) or None
+    return sum(file.stat().st_size for file in _weight_files(source)) or None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    found = (sorted(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS)
+    return next(filter(None, found), [])
 
 
 def _content_revision(source: Path) -> str:
-    """12 hexadecimal digits over config.json and the weight files beside it; a lone config file stands for itself."""
+    """12 hexadecimal digits over config.json and the weights beside it; a lone config file stands for itself."""
     digest = hashlib.sha256()
     files = [source]
     if source.is_dir():
-        weights = sorted(file for file in source.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-        files = [source / "config.json", *weights]
+        files = [source / "config.json", *_weight_files(source)]
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         _sample(file, digest)
