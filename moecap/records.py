@@ -79,7 +79,8 @@ class SystemSpec:
     kv_dtype: str = "auto"
     quantization: str | None = None
     resident_share: float | None = None
-    """Share of the routed experts kept in the memory that computes; None: everything is resident."""
+    """Share of the routed experts kept in the memory that computes; None: all of them, but on a cpu-offload node as few
+    as the engine can."""
     top_k: int | None = None
 
 

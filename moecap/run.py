@@ -95,16 +95,22 @@ class Session:
         return cls(engine=engine, facts=facts, model=model, placement=placement, node=node, peaks=peaks)
 
     def run(self, spec: RunSpec, *, study: str, telemetry: TelemetryHandle) -> RunData:
-        """Measure. Telemetry runs from before the first request to after the last; warm-up comes before it."""
+        """Measure. Telemetry runs from before the first request to after the last; warm-up comes before it.
+
+        What the engine raises is raised, whatever stopping the telemetry raises after it.
+        """
         point = spec.point
         if point.kind == "performance":
             self._warm_up(spec)
         telemetry.start(os.getpid())
         try:
             measured = self._performance(spec) if point.kind == "performance" else self._accuracy(spec)
-        finally:
-            sampled = telemetry.stop()
-        return self._hand_over(spec, study, measured, sampled)
+        except BaseException as first:  # noqa: BLE001 - it is raised again
+            try:
+                telemetry.stop()
+            finally:
+                raise first  # a second error stays visible as its context
+        return self._hand_over(spec, study, measured, telemetry.stop())
 
     def close(self) -> None:
         """Stop the engine."""

@@ -2,8 +2,27 @@
 
 from typing import Any
 
-from moecap.records import PassRecord, Phase, RequestRecord, RoutingRecord, ServeRecord
-from moecap.run import closed_loop_window, concatenate, run_checks
+import pytest
+
+from moecap.errors import ClusterError, EngineError
+from moecap.records import (
+    LoadSpec,
+    ModelSpec,
+    NodeInfo,
+    PassRecord,
+    Phase,
+    Placement,
+    PointSpec,
+    RequestRecord,
+    RoutingRecord,
+    RunSpec,
+    ServeRecord,
+    SystemSpec,
+    WindowSpec,
+    WorkloadSpec,
+)
+from moecap.run import Session, closed_loop_window, concatenate, run_checks
+from moecap.telemetry.base import Telemetry
 
 
 def request(index: int, sent_ns: int, first_token_ns: int | None, **changes: Any) -> RequestRecord:
@@ -58,3 +77,37 @@ def test_joined_recordings_keep_pass_ids_unique_and_routing_attached() -> None:
     assert [p.pass_id for p in both.passes] == [0, 1, 2, 3]
     assert [r.pass_id for r in both.routing] == [1, 3]
     assert (len(both.requests), both.observer_ns) == (2, 10)
+
+
+class LostTelemetry:
+    """It starts, and is gone when it shall stop."""
+
+    def start(self, engine_pid: int) -> None:
+        pass
+
+    def stop(self) -> Telemetry:
+        raise ClusterError("the node agent gave no telemetry")
+
+
+def run_on_lost_telemetry(**args: Any) -> None:
+    """8 requests of the fake engine."""
+    system = SystemSpec(name="s", engine="fake", node="cpu", args={"pass_s": 0.0, **args})
+    node = NodeInfo(node_id="n", hostname="h", kinds=frozenset({"cpu"}), cpu_model="c", num_cpus=1, memory_bytes=1)
+    placement = Placement(node_id="n", hostname="h", kind="cpu")
+    point = PointSpec(
+        model=ModelSpec(name="m"), system=system, workload=WorkloadSpec(type="synthetic", options={"output_tokens": 2}),
+        load=LoadSpec(concurrency=1), window=WindowSpec(warmup_requests=0, requests=8),
+    )  # fmt: skip
+    session = Session.open(model=point.model, system=system, placement=placement, node=node, peaks=())
+    session.run(RunSpec(point=point), study="t", telemetry=LostTelemetry())
+
+
+def test_what_the_engine_raises_is_not_masked_by_telemetry_that_does_not_stop() -> None:
+    with pytest.raises(EngineError, match="told to crash at request 3") as caught:
+        run_on_lost_telemetry(crash_at_request=3)
+    assert isinstance(caught.value.__context__, ClusterError)  # telemetry was stopped, and what it said is kept
+
+
+def test_telemetry_that_does_not_stop_after_a_good_run_is_an_error_of_its_own() -> None:
+    with pytest.raises(ClusterError, match="no telemetry"):
+        run_on_lost_telemetry()

@@ -1,7 +1,8 @@
 """The one interface between moecap and whatever serves tokens. An engine knows no metric and no store.
 
 Life: `start` once, then any number of `serve` calls (no cache outlives one), then `stop`.
-Registered in `ENGINES`; third parties through the entry-point group `moecap.engines`.
+Registered in `ENGINES`; third parties through the entry-point group `moecap.engines`. What every engine must do is
+tested in tests/engine/test_contract.py, for each way to start one that tests/engine/engines.py lists.
 """
 
 from __future__ import annotations

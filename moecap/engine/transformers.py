@@ -68,9 +68,10 @@ class TransformersEngine(Engine):
             quantise_int8(net)
         elif system.quantization is not None:
             raise ConfigError("unknown quantization", "quantization", system.quantization, "use int8")
-        if system.resident_share is not None:
+        share = resident_share(system)
+        if share is not None:
             folder = Path(system.args.get("offload_folder", scratch_on_disk()))
-            self._disk = offload_experts_to_disk(net, folder, resident_share=system.resident_share)
+            self._disk = offload_experts_to_disk(net, folder, resident_share=share)
         probe = RouterProbe(net)
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(model.name), revision=_revision(model))
         limit = int(system.args.get("max_context_tokens", net.config.get_text_config().max_position_embeddings))
@@ -81,7 +82,7 @@ class TransformersEngine(Engine):
         return EngineFacts(
             shape=shape,
             held=_held(net, classes, params, self._disk),
-            settings=_settings(net, device, self._serving, self._disk),
+            settings=_settings(net, device, self._serving, self._disk) | {"resident_share": share},
             dummy_weights=dummy,
             flags={"experts_read_through_cache": self._disk.io_mode} if self._disk and self._disk.is_cached else {},
             max_context_tokens=limit,
@@ -115,8 +116,20 @@ class TransformersEngine(Engine):
         self._serving = self._disk = None
 
 
+def resident_share(system: SystemSpec) -> float | None:
+    """Share of the routed experts that stays in the memory that computes; None: nothing is offloaded.
+
+    A cpu-offload node that is given no share keeps none of them: what is called offloaded never is resident unasked.
+    """
+    return 0.0 if system.resident_share is None and system.node == "cpu-offload" else system.resident_share
+
+
 def _check_args(system: SystemSpec) -> None:
     """ConfigError for own arguments that can't be; what belongs to `from_pretrained` is checked there."""
+    if "offload_folder" in system.args and resident_share(system) is None:
+        folder = system.args["offload_folder"]
+        remedy = "write resident_share, or node: cpu-offload"
+        raise ConfigError("nothing is offloaded to it", "args.offload_folder", folder, remedy)
     load_format = system.args.get("load_format", "auto")
     if load_format not in ("auto", "dummy"):
         raise ConfigError("unknown load format", "args.load_format", load_format, "use auto or dummy")

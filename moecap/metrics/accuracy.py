@@ -30,12 +30,16 @@ def mean_and_error(scores: Floats) -> tuple[float, float | None]:
 
 @metric("accuracy", unit="share", direction="higher", needs=("samples",), kind="accuracy")
 def accuracy(run: RunView) -> Iterator[Observed]:
-    """Every task's mean score, and the mean of the tasks, whose standard error is sqrt(sum of squares) / tasks."""
-    means, errors, items = [], [], 0
+    """Every task's mean score, and the mean of the tasks, whose standard error is sqrt(sum of squares) / tasks.
+
+    A task without items has no score, and then the mean of all tasks has none either.
+    """
+    means, errors, items, missing = [], [], 0, list[str]()
     for task, scores in task_scores(run).items():
         if len(scores) == 0:
-            yield Observed(missing=f"no item of {task} was scored", qualifiers={"task": task})
-            return
+            missing.append(f"no item of {task} was scored")
+            yield Observed(missing=missing[-1], qualifiers={"task": task})
+            continue
         mean, error = mean_and_error(scores)
         yield Observed(
             numerator=float(scores.sum()), denominator=float(len(scores)), n=len(scores), standard_error=error,
@@ -44,6 +48,9 @@ def accuracy(run: RunView) -> Iterator[Observed]:
         means.append(mean)
         errors.append(error)
         items += len(scores)
+    if missing:
+        yield Observed(missing="; ".join(missing))
+        return
     known = [error for error in errors if error is not None]
     combined = sqrt(sum(error**2 for error in known)) / len(means) if len(known) == len(means) else None
     yield Observed(numerator=sum(means), denominator=float(len(means)), n=items, standard_error=combined)

@@ -19,8 +19,10 @@ from moecap.records import ModelSpec
 REFERENCE = "reference"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LOCAL_PREFIXES = ("/", "./", "../", "~")
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
-SHAPING_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model")
+WEIGHT_PATTERNS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
+"""The first that a folder has files of is what loaders read: the same weights may lie there in another format too
+(`consolidated*.safetensors`), and a trainer leaves `.bin` files that hold none."""
+SHAPING_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 """What decides a model's tokens beside its weights: configuration, generation settings, tokenizer."""
 HASHES = Path("~/.cache/moecap/file_hashes.json")
 """Hashes of large files by path, size and modification time, so that 60 GB are read once."""
@@ -64,14 +66,20 @@ def checkpoint_bytes(name: str) -> int | None:
     source = resolve(name)
     if not isinstance(source, Path) or not source.is_dir():
         return None
-    return sum(file.stat().st_size for file in source.iterdir() if file.suffix in WEIGHT_SUFFIXES) or None
+    return sum(file.stat().st_size for file in _weight_files(source)) or None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    found = (sorted(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS)
+    return next(filter(None, found), [])
 
 
 def _content_revision(source: Path) -> str:
     """12 hexadecimal digits over every file that decides the model's tokens; a lone config file stands for itself."""
     files = [source]
     if source.is_dir():
-        files = sorted(file for file in source.iterdir() if file.suffix in SHAPING_SUFFIXES and file.is_file())
+        beside = (file for file in source.iterdir() if file.suffix in SHAPING_SUFFIXES and file.is_file())
+        files = sorted({*beside, *_weight_files(source)})
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {_file_hash(file)}\n".encode())

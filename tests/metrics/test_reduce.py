@@ -116,9 +116,22 @@ def test_accuracy_counts_failures_wrong_and_averages_tasks() -> None:
     assert rows(found, "truncated_share")[0].value == pytest.approx(1 / 6)
 
 
-def test_a_task_without_items_leaves_accuracy_missing() -> None:
-    found = reduce_runs([graded(("add", 0, 1.0, "ok"))], plan(accuracy_point())).metrics
-    assert any(row.missing_reason == "no item of sort was scored" for row in rows(found, "accuracy"))
+def test_a_task_without_items_leaves_the_overall_accuracy_missing_and_the_other_tasks_alone() -> None:
+    """sort and edit have no items; add, after them, 3 of 4: standard error sqrt(3/16 x 4/3) / 2 = 0.25."""
+    point = accuracy_point(tasks=("sort", "add", "edit"))
+    run = a_run(point=point, samples=tuple(sample("add", i, score) for i, score in enumerate((1.0, 1.0, 0.0, 1.0))))
+    found = reduce_runs([run], plan(point)).metrics
+    told = {row.qualifiers: (row.value, row.missing_reason) for row in rows(found, "accuracy")}
+    assert told == {
+        '{"task": "sort"}': (None, "no item of sort was scored"),
+        '{"task": "add"}': (0.75, None),
+        '{"task": "edit"}': (None, "no item of edit was scored"),
+        "{}": (None, "no item of sort was scored; no item of edit was scored"),
+    }
+    errors = {row.qualifiers: row.value for row in rows(found, "accuracy_stderr")}
+    assert errors == {
+        '{"task": "sort"}': None, '{"task": "add"}': pytest.approx(0.25), '{"task": "edit"}': None, "{}": None,
+    }  # fmt: skip
 
 
 def marks(*runs: RunData, **changes: Any) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from moecap.errors import ConfigError
 from moecap.model import source
 from moecap.model.accounting import expected_distinct_experts
-from moecap.model.source import model_spec, resolve
+from moecap.model.source import checkpoint_bytes, model_spec, resolve
 from moecap.reference import MODEL_DIR
 
 
@@ -113,6 +113,27 @@ def test_a_hub_id_is_the_commit_in_the_cache(tmp_path: Path) -> None:
     environment.pop("HF_HUB_CACHE", None)
     ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, env=environment)
     assert ran.stdout.split() == ["c0ffee", "None"]
+
+
+def test_weights_are_counted_in_the_one_format_that_loaders_read(checkpoint: Path) -> None:
+    """Two shards of 200,000 bytes each; then the same weights in three other forms beside what holds none."""
+    name = str(checkpoint)
+    assert checkpoint_bytes(name) == 400_000
+    revision = model_spec(name).revision
+    (checkpoint / "consolidated.safetensors").write_bytes(bytes(400_000))
+    for file in ("pytorch_model-00001.bin", "pytorch_model-00002.bin", "optimizer.bin", "training_args.bin"):
+        (checkpoint / file).write_bytes(bytes(150_000))
+    assert checkpoint_bytes(name) == 400_000
+    assert model_spec(name).revision == revision
+    for shard in checkpoint.glob("model-*"):
+        shard.unlink()
+    assert checkpoint_bytes(name) == 400_000  # any other name of safetensors
+    (checkpoint / "consolidated.safetensors").unlink()
+    assert checkpoint_bytes(name) == 300_000
+    for shard in checkpoint.glob("pytorch_model*"):
+        shard.unlink()
+    assert checkpoint_bytes(name) is None
+    assert checkpoint_bytes("org/model") is None
 
 
 def test_expected_distinct_experts_by_enumeration() -> None:

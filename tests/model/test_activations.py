@@ -1,0 +1,52 @@
+"""Activations that one token moves through a layer, against counts made by hand from the layer's drawing.
+
+All tiny models have a hidden state of 64, 4 heads, 8 experts of width 48 and top-2; per token and operator: input +
+output. The docstring of `moecap.model.activations` lists the operators.
+"""
+
+import pytest
+from tiny_models import tiny
+
+from moecap.model.shape import shape_of
+
+NORMS = 2 * (64 + 64)  # before the mixer and before the feed-forward
+RESIDUALS = 2 * (64 + 64 + 64)  # two additions: two operands and a sum
+ROUTER = 64 + 8
+ONE_EXPERT = (64 + 96) + (96 + 48) + (48 + 64)  # gate and up in one product, activation and gating, down
+EXPERTS = 2 * ONE_EXPERT + (2 * 64 + 64)  # the two chosen ones, and their sum
+GQA_PROJECTIONS = (64 + 128) + (64 + 64) + (64 + 64) + (128 + 64)  # q: 4 heads of 32; k, v: 2 heads of 32; o
+GQA_ATTENTION = 128 + 64 + 64 + 128  # query, own key, own value, output
+MLA_PROJECTIONS = (64 + 48) + (48 + 192) + (64 + 48) + (32 + 224) + (96 + 64)  # q_a, q_b, kv_a, kv_b, o
+MLA_ATTENTION = 4 * (32 + 16) + (32 + 16) + 4 * 32  # absorbed: query over latent and rope, own latent and rope, output
+
+
+def feed_forward(width: int) -> int:
+    """Gate, up and down as three products, activation and gating between them."""
+    return (64 + width) + (64 + width) + (width + width + width) + (width + 64)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "by_hand", "total"),
+    [
+        # 256 + 640 + 384 + 72 + (832 + 192) + 384
+        ("qwen3_moe", 0, NORMS + GQA_PROJECTIONS + GQA_ATTENTION + ROUTER + EXPERTS + RESIDUALS, 2760),
+        # a shared expert of width 80 and its gate, 64 -> 1: 432 + 240 + 65 more
+        ("qwen2_moe", 0,
+         NORMS + GQA_PROJECTIONS + GQA_ATTENTION + ROUTER + EXPERTS + feed_forward(80) + (64 + 1) + RESIDUALS, 3497),
+        # two shared experts of width 48, held as one of 96: 256 + 880 + 368 + 72 + 1,024 + 768 + 384
+        ("deepseek_v3", 1,
+         NORMS + MLA_PROJECTIONS + MLA_ATTENTION + ROUTER + EXPERTS + feed_forward(96) + RESIDUALS, 3752),
+        # its first layer is dense, of width 96: 256 + 880 + 368 + 768 + 384
+        ("deepseek_v3", 0, NORMS + MLA_PROJECTIONS + MLA_ATTENTION + feed_forward(96) + RESIDUALS, 2656),
+    ],
+)  # fmt: skip
+def test_a_layer_by_hand(family: str, layer: int, by_hand: int, total: int) -> None:
+    assert shape_of(tiny(family), family).layers[layer].activation_elements_per_token == by_hand == total
+
+
+def test_another_expert_per_token_moves_its_own_and_a_summand() -> None:
+    """416 for its products and 64 that the sum reads."""
+    two, three = (
+        shape_of(tiny("qwen3_moe", num_experts_per_tok=k), "x").layers[0].activation_elements_per_token for k in (2, 3)
+    )
+    assert three - two == 416 + 64
