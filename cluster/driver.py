@@ -36,13 +36,14 @@ from cluster.messages import (
     StopEngine,
     WorkerLost,
 )
+from moecap.lease import Lease
 from moecap.records import RunSpec
-from moecap.store import Lease, Store
+from moecap.store import Store
 
 POLL_S = 1.0
 """Longest wait for Ray: how soon a signal is seen."""
-HEARTBEAT_S = 5.0
-"""Period of the lease's heartbeat, of the check for lost nodes and of ledger objects."""
+ROUND_S = 5.0
+"""Period of the check for lost nodes and of ledger objects."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,8 @@ class Outcome:
 def drive(
     agenda: Agenda, nodes: Sequence[LiveNode], store: Store, lease: Lease, report: Callable[[Progress], None]
 ) -> Outcome:
-    """Run the agenda to its end. SIGINT and SIGTERM cancel it: engines stop, stored runs stay."""
+    """Run the agenda to its end. SIGINT and SIGTERM cancel it: engines stop, stored runs stay. LeaseHeldError, with
+    every engine ended, when another driver took over."""
     driver = _Driver(agenda, nodes, store, lease, report)
     try:
         with _signals() as cancelled:
@@ -110,7 +112,7 @@ class _Driver:
         self._attempts = {run: agenda.attempts.get(str(run), 0) for run in agenda.todo}
         self._ended = len(agenda.ended)
         self._ledger: list[dict[str, Any]] = []
-        self._beat_s = time.monotonic()
+        self._round_s = time.monotonic()
         self._finished = False
 
     def loop(self, cancelled: Callable[[], bool]) -> None:
@@ -148,12 +150,12 @@ class _Driver:
         """What happened next. Whether a node is gone is said before what happened on it: an engine that stopped with
         its node must not be started there again."""
         events = self._engines.events(POLL_S)
-        beat = time.monotonic() - self._beat_s >= HEARTBEAT_S
-        if beat:
-            self._beat_s = time.monotonic()
-            self._lease.heartbeat()
+        self._lease.check()
+        due = time.monotonic() - self._round_s >= ROUND_S
+        if due:
+            self._round_s = time.monotonic()
             self._flush()
-        if beat or any(isinstance(event, WorkerLost | EngineStopped) for event in events):
+        if due or any(isinstance(event, WorkerLost | EngineStopped) for event in events):
             events = [*self._lost_nodes(), *events]
         return events
 

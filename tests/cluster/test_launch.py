@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
 from cluster.cli import main
+from moecap.store import Store
 
 STUDY: dict[str, Any] = {
     "name": "t",
@@ -187,6 +191,30 @@ def test_a_dry_run_shows_every_point_and_starts_nothing(bench: Bench) -> None:
     assert [("placement" in one, "refusal" in one) for one in points] == [(False, True)] * 2 + [(True, False)] * 2
     assert not bench.base.exists()
     assert "refused: no node of kind 'gpu'" in bench.launch("--dry-run", systems=systems).stdout
+
+
+def test_a_driver_that_is_overtaken_ends_its_engines_and_leaves_the_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moecap.lease.HEARTBEAT_S", 0.1)
+    store = Store(str(bench.folder / "store"), "t")
+
+    def overtake() -> None:
+        while not [entry for entry in bench.ledger() if entry["state"] == "running"]:
+            time.sleep(0.05)
+        store.objects.write_json("lease.json", {**store.objects.read_json("lease.json"), "token": "another"})
+
+    other = threading.Thread(target=overtake, daemon=True)
+    other.start()
+    result = bench.launch(systems=[system(pass_s=0.5)], sweep={"concurrency": [1]})
+    other.join()
+    assert result.exit_code == 2
+    assert "another driver took over" in result.stderr
+    assert store.objects.read_json("lease.json")["token"] == "another"
+    assert bench.manifests() == {}
+    ours = psutil.Process().children(recursive=True)
+    assert len(ours) > 2  # Ray's own
+    assert [one for one in ours if one.is_running() and "Runner" in "".join(one.cmdline())] == []
 
 
 def test_a_study_with_mistakes_reports_all_of_them_and_exits_with_2(bench: Bench) -> None:
