@@ -37,6 +37,7 @@ from moecap.store import Store
 
 START_GRACE_S = 90.0
 """On top of the study's deadline for an engine start: a new process, its imports and the node's calibration."""
+NO_PROCESS = "Ray started no process for the engine: others may hold the node's CPUs or devices"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """That Ray puts into tracebacks."""
 CLOSE_S = 30.0
@@ -154,15 +155,23 @@ class Engines:
         now_s = time.monotonic()
         for ref, one in [(ref, one) for ref, one in self._awaited.items() if one.deadline_s <= now_s]:
             del self._awaited[ref]
-            if one.action in ("start", "run"):
-                what = "engine start" if one.action == "start" else "run"
-                yield Hung(engine_id=one.engine_id, error=f"{what} passed its deadline of {self._deadline_s:g} s")
-            else:
-                yield from self._answered(ref, one)
+            match one.action:
+                case "start" if not self._has_process(one.engine_id):
+                    yield WorkerLost(engine_id=one.engine_id, error=NO_PROCESS)
+                case "start" | "run":
+                    what = "engine start" if one.action == "start" else "run"
+                    yield Hung(engine_id=one.engine_id, error=f"{what} passed its deadline of {self._deadline_s:g} s")
+                case _:
+                    yield from self._answered(ref, one)
+
+    def _has_process(self, engine_id: int) -> bool:
+        """Whether Ray ever found room for the engine's process, which answers at once."""
+        known, _ = ray.wait([self._engines[engine_id].process_group], timeout=0)
+        return bool(known)
 
     def _kill(self, engine_id: int) -> None:
         engine = self._engines[engine_id]
-        known, _ = ray.wait([engine.process_group], timeout=0)
+        known = self._has_process(engine_id)
         ray.kill(engine.runner, no_restart=True)
         # A reference that failed (the worker died while it started) makes this call fail too: nothing to end then.
         ended = engine.node.agent.end_process_group.remote(engine.process_group) if known else None

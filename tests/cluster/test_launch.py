@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 import yaml
 from click.testing import CliRunner, Result
 
 from cluster.cli import main
+from cluster.inventory import connected
+from cluster.node import NodeAgent
 from moecap.store import Store
 
 STUDY: dict[str, Any] = {
@@ -167,6 +171,38 @@ def test_a_hung_run_is_ended_at_its_deadline(bench: Bench) -> None:
     assert (result.exit_code, states(result)) == (1, {"failed": 1, "stored": 1})
     (failure,) = bench.failures()
     assert (failure["kind"], failure["error"]) == ("own", "run passed its deadline of 2 s")
+
+
+@pytest.fixture
+def taken(ray_address: str) -> Iterator[Callable[[], None]]:
+    """Somebody else holds all CPUs of the node, until this is called."""
+    with connected(ray_address):
+        options = {"num_cpus": 2, "lifetime": "detached", "namespace": "theirs", "name": "other"}
+        assert ray.get(ray.remote(NodeAgent).options(**options).remote().version.remote(), timeout=60)
+    held = [True]
+
+    def free() -> None:
+        if held.pop():
+            with connected(ray_address):
+                ray.kill(ray.get_actor("other", namespace="theirs"))
+
+    yield free
+    if held:
+        free()
+
+
+def test_an_engine_that_waits_in_vain_for_a_taken_node_is_no_failure_of_its_own(
+    bench: Bench, taken: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.engines.START_GRACE_S", 1.0)
+    changes: dict[str, Any] = {"sweep": {"concurrency": [1]}, "repeats": {"min": 1, "max": 1}}
+    result = bench.launch("--json", deadline_s=1, **changes)
+    assert (result.exit_code, states(result)) == (1, {"failed": 1})
+    assert [(one["kind"], one["attempt"]) for one in bench.failures()] == [("system", 0), ("system", 1)]
+    assert all("no process for the engine" in one["error"] for one in bench.failures())
+    taken()
+    monkeypatch.setattr("cluster.engines.START_GRACE_S", 90.0)
+    assert states(bench.launch("--resume", "--json", **changes)) == {"stored": 1}
 
 
 def test_a_point_that_no_node_can_host_is_refused_and_the_others_run(bench: Bench) -> None:
