@@ -22,11 +22,14 @@ from cluster.messages import (
     Begin,
     Cancelled,
     Command,
+    EngineFailed,
     EngineStopped,
     Event,
     Finish,
+    Hung,
     NodeLost,
     Record,
+    RunFailed,
     RunKey,
     RunState,
     RunStored,
@@ -112,6 +115,7 @@ class _Driver:
         self._attempts = {run: agenda.attempts.get(str(run), 0) for run in agenda.todo}
         self._ended = len(agenda.ended)
         self._ledger: list[dict[str, Any]] = []
+        self._log_wanted: dict[int, list[tuple[str, int]]] = {}  # engine -> (run_id, attempt) that failed on it
         self._round_s = time.monotonic()
         self._finished = False
 
@@ -123,6 +127,8 @@ class _Driver:
                 events.append(Cancelled())
                 told = True
             for event in events:
+                if isinstance(event, EngineStopped):
+                    self._keep_log(event)
                 for command in self.lifecycle.handle(event):
                     self._do(command, event)
             if not self._finished:
@@ -138,11 +144,11 @@ class _Driver:
             case StartEngine():
                 self._engines.start(command)
             case StartRun():
-                self._engines.run(command)
+                self._engines.run(command, self._attempts[command.run])
             case StopEngine():
                 self._engines.stop(command)
             case Record():
-                self._record(command, event.summary if isinstance(event, RunStored) else None)
+                self._record(command, event)
             case Finish():
                 self._finished = True
 
@@ -169,9 +175,9 @@ class _Driver:
             self._store.append_ledger(self._ledger)
             self._ledger = []
 
-    def _record(self, record: Record, summary: RunSummary | None) -> None:
+    def _record(self, record: Record, event: Event) -> None:
         run, placement = record.run, record.placement
-        stored = summary if record.state is RunState.STORED else None
+        stored = event.summary if isinstance(event, RunStored) and record.state is RunState.STORED else None
         self._ended += record.state in END_STATES and run in self._attempts
         hostname = placement.hostname if placement else ""
         self._ledger.append(
@@ -183,7 +189,7 @@ class _Driver:
             }
         )  # fmt: skip
         if record.failure is not None:
-            self._keep_failure(record)
+            self._keep_failure(record, event)
         spec = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat)
         self._report(
             Progress(
@@ -192,16 +198,25 @@ class _Driver:
             )
         )  # fmt: skip
 
-    def _keep_failure(self, record: Record) -> None:
+    def _keep_failure(self, record: Record, event: Event) -> None:
         run, placement = record.run, record.placement
         assert placement is not None and record.failure is not None, "only a run that was placed can fail"
         fingerprint = next(node.fingerprint for node in self._agenda.nodes if node.node_id == placement.node_id)
-        spec = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat)
+        run_id = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat).run_id(fingerprint)
+        attempt = self._attempts[run]
         self._store.write_failure(
-            point_id=run.point_id, repeat=run.repeat, attempt=self._attempts[run], error=record.why,
-            kind=record.failure, run_id=spec.run_id(fingerprint),
+            point_id=run.point_id, repeat=run.repeat, attempt=attempt, error=record.why, kind=record.failure,
+            run_id=run_id,
         )  # fmt: skip
         self._attempts[run] += 1
+        if isinstance(event, EngineFailed | RunFailed | WorkerLost | Hung):
+            self._log_wanted.setdefault(event.engine_id, []).append((run_id, attempt))
+
+    def _keep_log(self, event: EngineStopped) -> None:
+        """An engine's last words are known when it is gone: they go to every failure that it had."""
+        for run_id, attempt in self._log_wanted.pop(event.engine_id, ()):
+            if event.log is not None:
+                self._store.write_engine_log(run_id, attempt, event.log)
 
 
 @contextmanager

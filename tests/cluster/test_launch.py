@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
@@ -55,6 +56,10 @@ class Bench:
 
     def failures(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted(self.base.glob("failed/*/error.json"))]
+
+    def logs(self) -> list[str]:
+        """What engines of failed attempts printed."""
+        return [path.read_text() for path in sorted(self.base.glob("failed/*/engine.log"))]
 
 
 @pytest.fixture
@@ -137,6 +142,7 @@ def test_an_engine_that_cannot_start_fails_and_is_tried_again_only_on_request(be
     assert states(result) == {"failed": 2, "stored": 2}
     assert {(one["kind"], one["attempt"]) for one in bench.failures()} == {("own", 0)}
     assert all("EngineError: told to fail at start" in one["error"] for one in bench.failures())
+    assert ["fake engine: can't start: told to fail" in log for log in bench.logs()] == [True, True]
 
     again = bench.launch("--resume", systems=systems, sweep={"concurrency": [1]})
     assert again.exit_code == 1
@@ -152,6 +158,8 @@ def test_a_run_that_fails_by_itself_leaves_the_others_alone(bench: Bench) -> Non
     )
     assert states(result) == {"failed": 1, "stored": 2}
     assert [one["repeat"] for one in bench.failures()] == [1]
+    (log,) = bench.logs()
+    assert "fake engine: crashing at request 12\n" in log
 
 
 def test_a_lost_worker_is_tried_again_once_and_anew_on_resume(bench: Bench) -> None:
@@ -159,6 +167,7 @@ def test_a_lost_worker_is_tried_again_once_and_anew_on_resume(bench: Bench) -> N
     result = bench.launch("--json", repeats={"min": 1, "max": 1}, **changes)
     assert (result.exit_code, states(result)) == (1, {"failed": 1})
     assert [(one["kind"], one["attempt"]) for one in bench.failures()] == [("system", 0), ("system", 1)]
+    assert ["fake engine: crashing at request 3\n" in log for log in bench.logs()] == [True, True]  # of the dead
     bench.launch("--resume", "--json", repeats={"min": 1, "max": 1}, **changes)
     assert [one["attempt"] for one in bench.failures()] == [0, 1, 2, 3]
 
@@ -171,6 +180,23 @@ def test_a_hung_run_is_ended_at_its_deadline(bench: Bench) -> None:
     assert (result.exit_code, states(result)) == (1, {"failed": 1, "stored": 1})
     (failure,) = bench.failures()
     assert (failure["kind"], failure["error"]) == ("own", "run passed its deadline of 2 s")
+    assert ["crashing at request 3\n" in log for log in bench.logs()] == [True]
+
+
+def test_what_a_run_recorded_that_cannot_be_evaluated_is_kept_with_its_failure(bench: Bench) -> None:
+    """8 prompts of 5,000 tokens, and an engine that takes 4,096: no request has a first token, so no window opens."""
+    too_long = [{"type": "synthetic", "input_tokens": 5000, "output_tokens": 4}]
+    once = {"sweep": {"concurrency": [1]}, "repeats": {"min": 1, "max": 1}}
+    result = bench.launch("--json", workloads=too_long, **once)
+    assert (result.exit_code, states(result)) == (1, {"failed": 1})
+    (failure,) = bench.failures()
+    assert failure["kind"] == "own"
+    assert "no steady window: 8 requests were served; needs more than 4096 tokens of context" in failure["error"]
+    kept = bench.base / "failed" / f"{failure['run_id']}-0"
+    assert pq.read_table(kept / "requests.parquet")["status"].to_pylist() == ["failed"] * 8
+    manifest = json.loads((kept / "manifest.json").read_text())
+    assert (manifest["windows"], manifest["attempted"], manifest["completed"]) == ([], 8, 0)
+    assert bench.manifests() == {}
 
 
 @pytest.fixture
