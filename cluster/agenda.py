@@ -54,7 +54,8 @@ class Agenda:
     @property
     def all_refused(self) -> bool:
         """Whether no point of the study can run anywhere, and none did before."""
-        return bool(self.ended) and not self.todo and set(self.ended.values()) == {RunState.REFUSED}
+        runnable = self.todo or self.left
+        return bool(self.ended) and not runnable and set(self.ended.values()) == {RunState.REFUSED}
 
 
 def prepare(

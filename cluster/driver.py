@@ -22,11 +22,14 @@ from cluster.messages import (
     Begin,
     Cancelled,
     Command,
+    EngineFailed,
     EngineStopped,
     Event,
     Finish,
+    Hung,
     NodeLost,
     Record,
+    RunFailed,
     RunKey,
     RunState,
     RunStored,
@@ -36,13 +39,14 @@ from cluster.messages import (
     StopEngine,
     WorkerLost,
 )
+from moecap.lease import Lease
 from moecap.records import RunSpec
-from moecap.store import Lease, Store
+from moecap.store import Store
 
 POLL_S = 1.0
 """Longest wait for Ray: how soon a signal is seen."""
-HEARTBEAT_S = 5.0
-"""Period of the lease's heartbeat, of the check for lost nodes and of ledger objects."""
+ROUND_S = 5.0
+"""Period of the check for lost nodes and of ledger objects."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +88,8 @@ class Outcome:
 def drive(
     agenda: Agenda, nodes: Sequence[LiveNode], store: Store, lease: Lease, report: Callable[[Progress], None]
 ) -> Outcome:
-    """Run the agenda to its end. SIGINT and SIGTERM cancel it: engines stop, stored runs stay."""
+    """Run the agenda to its end. SIGINT and SIGTERM cancel it: engines stop, stored runs stay. LeaseHeldError, with
+    every engine ended, when another driver took over."""
     driver = _Driver(agenda, nodes, store, lease, report)
     try:
         with _signals() as cancelled:
@@ -110,7 +115,8 @@ class _Driver:
         self._attempts = {run: agenda.attempts.get(str(run), 0) for run in agenda.todo}
         self._ended = len(agenda.ended)
         self._ledger: list[dict[str, Any]] = []
-        self._beat_s = time.monotonic()
+        self._log_wanted: dict[int, list[tuple[str, int]]] = {}  # engine -> (run_id, attempt) that failed on it
+        self._round_s = time.monotonic()
         self._finished = False
 
     def loop(self, cancelled: Callable[[], bool]) -> None:
@@ -121,6 +127,8 @@ class _Driver:
                 events.append(Cancelled())
                 told = True
             for event in events:
+                if isinstance(event, EngineStopped):
+                    self._keep_log(event)
                 for command in self.lifecycle.handle(event):
                     self._do(command, event)
             if not self._finished:
@@ -136,11 +144,11 @@ class _Driver:
             case StartEngine():
                 self._engines.start(command)
             case StartRun():
-                self._engines.run(command)
+                self._engines.run(command, self._attempts[command.run])
             case StopEngine():
                 self._engines.stop(command)
             case Record():
-                self._record(command, event.summary if isinstance(event, RunStored) else None)
+                self._record(command, event)
             case Finish():
                 self._finished = True
 
@@ -148,12 +156,12 @@ class _Driver:
         """What happened next. Whether a node is gone is said before what happened on it: an engine that stopped with
         its node must not be started there again."""
         events = self._engines.events(POLL_S)
-        beat = time.monotonic() - self._beat_s >= HEARTBEAT_S
-        if beat:
-            self._beat_s = time.monotonic()
-            self._lease.heartbeat()
+        self._lease.check()
+        due = time.monotonic() - self._round_s >= ROUND_S
+        if due:
+            self._round_s = time.monotonic()
             self._flush()
-        if beat or any(isinstance(event, WorkerLost | EngineStopped) for event in events):
+        if due or any(isinstance(event, WorkerLost | EngineStopped) for event in events):
             events = [*self._lost_nodes(), *events]
         return events
 
@@ -167,9 +175,9 @@ class _Driver:
             self._store.append_ledger(self._ledger)
             self._ledger = []
 
-    def _record(self, record: Record, summary: RunSummary | None) -> None:
+    def _record(self, record: Record, event: Event) -> None:
         run, placement = record.run, record.placement
-        stored = summary if record.state is RunState.STORED else None
+        stored = event.summary if isinstance(event, RunStored) and record.state is RunState.STORED else None
         self._ended += record.state in END_STATES and run in self._attempts
         hostname = placement.hostname if placement else ""
         self._ledger.append(
@@ -181,7 +189,7 @@ class _Driver:
             }
         )  # fmt: skip
         if record.failure is not None:
-            self._keep_failure(record)
+            self._keep_failure(record, event)
         spec = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat)
         self._report(
             Progress(
@@ -190,16 +198,25 @@ class _Driver:
             )
         )  # fmt: skip
 
-    def _keep_failure(self, record: Record) -> None:
+    def _keep_failure(self, record: Record, event: Event) -> None:
         run, placement = record.run, record.placement
         assert placement is not None and record.failure is not None, "only a run that was placed can fail"
         fingerprint = next(node.fingerprint for node in self._agenda.nodes if node.node_id == placement.node_id)
-        spec = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat)
+        run_id = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat).run_id(fingerprint)
+        attempt = self._attempts[run]
         self._store.write_failure(
-            point_id=run.point_id, repeat=run.repeat, attempt=self._attempts[run], error=record.why,
-            kind=record.failure, run_id=spec.run_id(fingerprint),
+            point_id=run.point_id, repeat=run.repeat, attempt=attempt, error=record.why, kind=record.failure,
+            run_id=run_id,
         )  # fmt: skip
         self._attempts[run] += 1
+        if isinstance(event, EngineFailed | RunFailed | WorkerLost | Hung):
+            self._log_wanted.setdefault(event.engine_id, []).append((run_id, attempt))
+
+    def _keep_log(self, event: EngineStopped) -> None:
+        """An engine's last words are known when it is gone: they go to every failure that it had."""
+        for run_id, attempt in self._log_wanted.pop(event.engine_id, ()):
+            if event.log is not None:
+                self._store.write_engine_log(run_id, attempt, event.log)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from moecap.store import Store
 
 START_GRACE_S = 90.0
 """On top of the study's deadline for an engine start: a new process, its imports and the node's calibration."""
+NO_PROCESS = "Ray started no process for the engine: others may hold the node's CPUs or devices"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """That Ray puts into tracebacks."""
 CLOSE_S = 30.0
@@ -49,8 +50,8 @@ class _Engine:
     """An engine that is up, or on its way up or down."""
 
     runner: Any
-    process_group: Any
-    """Ray reference to the id of its process group."""
+    processes: Any
+    """Ray reference to its EngineProcesses."""
     node: LiveNode
 
 
@@ -80,22 +81,22 @@ class Engines:
         """Answered by EngineStarted, EngineFailed, WorkerLost or Hung."""
         node, placement = self._nodes[command.placement.node_id], command.placement
         runner = _runner(placement)
-        engine = _Engine(runner=runner, process_group=runner.process_group.remote(), node=node)
+        engine = _Engine(runner=runner, processes=runner.processes.remote(), node=node)
         self._engines[command.engine_id] = engine
         calibrated = None
         if self._calibrates and not placement.device_uuids:
             # `after`: the new process would disturb what is calibrated while it starts
-            calibrated = node.agent.calibrate.remote(placement.num_cpus, after=engine.process_group)
+            calibrated = node.agent.calibrate.remote(placement.num_cpus, after=engine.processes)
         opened = runner.open.remote(
             model=command.model, system=command.system, placement=placement, node=node.info, agent=node.agent,
             calibrated=calibrated, store=self._store,
         )  # fmt: skip
         self._await(opened, command.engine_id, "start", self._deadline_s + START_GRACE_S)
 
-    def run(self, command: StartRun) -> None:
-        """Answered by RunStored, RunFailed, WorkerLost or Hung."""
+    def run(self, command: StartRun, attempt: int) -> None:
+        """Attempt number `attempt` at a run. Answered by RunStored, RunFailed, WorkerLost or Hung."""
         spec = RunSpec(point=self._points[command.run.point_id], repeat=command.run.repeat)
-        ref = self._engines[command.engine_id].runner.run.remote(spec, command.cooldown_s)
+        ref = self._engines[command.engine_id].runner.run.remote(spec, command.cooldown_s, attempt)
         self._await(ref, command.engine_id, "run", self._deadline_s + command.cooldown_s, command.run)
 
     def stop(self, command: StopEngine) -> None:
@@ -148,24 +149,32 @@ class Engines:
                 self._kill(one.engine_id)
             case "kill":
                 del self._engines[one.engine_id]
-                yield EngineStopped(engine_id=one.engine_id)
+                yield EngineStopped(engine_id=one.engine_id, log=_printed(ref))
 
     def _overdue(self) -> Iterator[Event]:
         now_s = time.monotonic()
         for ref, one in [(ref, one) for ref, one in self._awaited.items() if one.deadline_s <= now_s]:
             del self._awaited[ref]
-            if one.action in ("start", "run"):
-                what = "engine start" if one.action == "start" else "run"
-                yield Hung(engine_id=one.engine_id, error=f"{what} passed its deadline of {self._deadline_s:g} s")
-            else:
-                yield from self._answered(ref, one)
+            match one.action:
+                case "start" if not self._has_process(one.engine_id):
+                    yield WorkerLost(engine_id=one.engine_id, error=NO_PROCESS)
+                case "start" | "run":
+                    what = "engine start" if one.action == "start" else "run"
+                    yield Hung(engine_id=one.engine_id, error=f"{what} passed its deadline of {self._deadline_s:g} s")
+                case _:
+                    yield from self._answered(ref, one)
+
+    def _has_process(self, engine_id: int) -> bool:
+        """Whether Ray ever found room for the engine's process, which answers at once."""
+        known, _ = ray.wait([self._engines[engine_id].processes], timeout=0)
+        return bool(known)
 
     def _kill(self, engine_id: int) -> None:
         engine = self._engines[engine_id]
-        known, _ = ray.wait([engine.process_group], timeout=0)
+        known = self._has_process(engine_id)
         ray.kill(engine.runner, no_restart=True)
         # A reference that failed (the worker died while it started) makes this call fail too: nothing to end then.
-        ended = engine.node.agent.end_process_group.remote(engine.process_group) if known else None
+        ended = engine.node.agent.end_processes.remote(engine.processes) if known else None
         if ended is None:
             del self._engines[engine_id]
             self._at_once.append(EngineStopped(engine_id=engine_id))
@@ -184,6 +193,15 @@ def _runner(placement: Placement) -> Any:
         "scheduling_strategy": on_node(placement.node_id), "runtime_env": {"env_vars": environment},
     }  # fmt: skip
     return ray.remote(Runner).options(**options).remote()
+
+
+def _printed(ref: Any) -> str | None:
+    """What an engine printed; None when its node is gone, or was too slow to say."""
+    try:
+        log: str | None = ray.get(ref, timeout=0.1)
+    except RayError:
+        return None
+    return log
 
 
 def _outcome(ref: Any, one: _Awaited) -> Event:

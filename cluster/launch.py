@@ -17,11 +17,12 @@ from cluster.inventory import LiveNode, connected, inventory
 from cluster.messages import RunState
 from cluster.reduce import reduce_store, report_beside
 from moecap.errors import ConfigError, StudyExistsError
+from moecap.lease import Lease
 from moecap.metrics.reduce import Reduction, check_reducible, headline
 from moecap.model.hub import hub_commit
 from moecap.model.source import checkpoint_bytes
 from moecap.records import Refusal, StudyPlan
-from moecap.store import Lease, Store
+from moecap.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +118,10 @@ def _held(plan: StudyPlan, store: Store) -> Held:
 def _conclude(agenda: Agenda, outcome: Outcome, store: Store, lease: Lease) -> Launched:
     reduction, files = None, tuple[Path, ...]()
     if RunState.STORED in outcome.states.values():
-        reduction = reduce_store(store, lease.heartbeat)
-        files = tuple(report_beside(store, lease.heartbeat))
+        lease.check()
+        reduction = reduce_store(store)
+        lease.check()
+        files = tuple(report_beside(store))
     return Launched(agenda=agenda, outcome=outcome, reduction=reduction, report=files)
 
 
@@ -130,7 +133,7 @@ def _refusals(agenda: Agenda) -> str:
 
 @contextmanager
 def _leased(store: Store) -> Iterator[Lease]:
-    lease = Lease.acquire(store)
+    lease = Lease.acquire(store.objects)
     try:
         yield lease
     finally:

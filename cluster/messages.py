@@ -121,6 +121,8 @@ class EngineStopped:
     """Nothing of the engine is left: its node is free."""
 
     engine_id: int
+    log: str | None = None
+    """The end of what it printed, where that could be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

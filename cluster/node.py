@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -17,15 +18,16 @@ import ray
 from ray.exceptions import RayError
 
 import moecap
+from cluster.enginelog import output_files, read_log
 from cluster.messages import RunSummary
-from moecap.errors import CalibrationError, ClusterError
+from moecap.errors import CalibrationError, ClusterError, EngineError
 from moecap.hardware.calibrate import calibrate_cpu
 from moecap.hardware.catalogue import catalogue_peaks, find_device
 from moecap.hardware.detect import detect_node
 from moecap.hardware.ssd import scratch_on_disk
 from moecap.metrics.reduce import headline
 from moecap.records import ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
-from moecap.run import Session
+from moecap.run import STEADY_WINDOW, Session
 from moecap.store import RunData, Store
 from moecap.telemetry.base import Recorder, Telemetry
 
@@ -33,6 +35,14 @@ TELEMETRY_HZ = 10.0
 ANSWER_TIMEOUT_S = 30.0
 RUNNER_EXIT_S = 3.0
 PROCESS_EXIT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineProcesses:
+    """A Runner's process and those that its engine starts."""
+
+    group_id: int
+    output_files: tuple[str, ...]
 
 
 class NodeAgent:
@@ -72,15 +82,11 @@ class NodeAgent:
         recorder, self._recorder = self._recorder, None
         return recorder.stop()
 
-    def end_process_group(self, group_id: int) -> None:
-        """See that every process of an engine is gone: its Runner, which Ray was told to kill, then all others."""
-        members = [process for process in psutil.process_iter() if _group_of(process.pid) == group_id]
-        psutil.wait_procs([process for process in members if process.pid == group_id], timeout=RUNNER_EXIT_S)
-        try:
-            os.killpg(group_id, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        psutil.wait_procs(members, timeout=PROCESS_EXIT_S)
+    def end_processes(self, processes: EngineProcesses) -> str | None:
+        """See that every process of an engine is gone: its Runner, which Ray was told to kill, then all others. The
+        answer is the end of what they printed."""
+        _end_group(processes.group_id)
+        return read_log(processes.output_files, os.environ)
 
 
 class Runner:
@@ -90,9 +96,9 @@ class Runner:
         if os.getpgrp() != os.getpid():
             os.setpgid(0, 0)  # whatever the engine starts can then be ended as one
 
-    def process_group(self) -> int:
-        """Id of the group that this process and the engine's own processes belong to."""
-        return os.getpgrp()
+    def processes(self) -> EngineProcesses:
+        """The group that this process and the engine's own processes belong to, and where they print."""
+        return EngineProcesses(group_id=os.getpgrp(), output_files=output_files())
 
     def open(
         self,
@@ -110,13 +116,17 @@ class Runner:
         peaks = _peaks(node, placement, calibrated)
         self._session = Session.open(model=model, system=system, placement=placement, node=node, peaks=peaks)
 
-    def run(self, spec: RunSpec, cooldown_s: float) -> RunSummary:
-        """Measure and store. A run that is whole already (its worker died before it could say so) is left alone."""
+    def run(self, spec: RunSpec, cooldown_s: float, attempt: int) -> RunSummary:
+        """Measure and store. A run that is whole already (its worker died before it could say so) is left alone. One
+        that can't be evaluated is kept as what attempt number `attempt` recorded, and is an EngineError."""
         run_id = spec.run_id(self._node.fingerprint)
         if self._store.is_whole(run_id):
             return _summary(self._store.load_run(run_id))
         time.sleep(cooldown_s)
         run = self._session.run(spec, study=self._store.study, telemetry=self._telemetry)
+        if STEADY_WINDOW in run.manifest.checks_failed:
+            self._store.write_failed_run(run, attempt)
+            raise EngineError(f"no steady window: {run.manifest.checks_failed[STEADY_WINDOW]}")
         self._store.write_run(run)
         return _summary(run)
 
@@ -165,6 +175,16 @@ def _peaks(node: NodeInfo, placement: Placement, calibrated: Peaks | None) -> tu
     known = () if calibrated is None else (calibrated,)
     key = node.devices[0].key if placement.device_uuids else None
     return known if key is None else (*known, catalogue_peaks(find_device(key), len(placement.device_uuids)))
+
+
+def _end_group(group_id: int) -> None:
+    members = [process for process in psutil.process_iter() if _group_of(process.pid) == group_id]
+    psutil.wait_procs([process for process in members if process.pid == group_id], timeout=RUNNER_EXIT_S)
+    try:
+        os.killpg(group_id, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    psutil.wait_procs(members, timeout=PROCESS_EXIT_S)
 
 
 def _group_of(pid: int) -> int | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from moecap.errors import ConfigError, StoreError
@@ -11,8 +10,6 @@ from moecap.metrics.reduce import Reduction, reduce_runs
 from moecap.records import StudyPlan
 from moecap.report import write_report
 from moecap.store import RunData, Store, studies
-
-BEAT_S = 5.0
 
 
 def open_study(root: str, name: str | None) -> tuple[Store, StudyPlan]:
@@ -31,38 +28,30 @@ def open_study(root: str, name: str | None) -> tuple[Store, StudyPlan]:
     return store, plan
 
 
-def _nothing() -> None:
-    """For callers that hold no lease."""
-
-
-def whole_runs(store: Store, beat: Callable[[], None] = _nothing) -> Iterator[RunData]:
-    """Every whole run, loaded one at a time; `beat` is called every BEAT_S while they are read."""
-    beaten_s = time.monotonic()
+def whole_runs(store: Store) -> Iterator[RunData]:
+    """Every whole run, loaded one at a time."""
     for run_id in sorted(store.whole_runs()):
-        if time.monotonic() - beaten_s >= BEAT_S:
-            beaten_s = time.monotonic()
-            beat()
         yield store.load_run(run_id)
 
 
-def reduce_store(store: Store, beat: Callable[[], None] = _nothing) -> Reduction:
-    """Compute every metric anew from the runs, and write them to the store. `beat` as in `whole_runs`."""
+def reduce_store(store: Store) -> Reduction:
+    """Compute every metric anew from the runs, and write them to the store."""
     plan = store.read_plan()
     if plan is None:
         raise StoreError(f"{store.root} holds no study {store.study!r}")
-    reduction = reduce_runs(whole_runs(store, beat), plan)
+    reduction = reduce_runs(whole_runs(store), plan)
     store.write_reduction(reduction.metrics, reduction.cap)
     return reduction
 
 
-def report_to(store: Store, plan: StudyPlan, out: Path, beat: Callable[[], None] = _nothing) -> list[Path]:
-    """Write the report of a reduced study into the folder `out`. `beat` as in `whole_runs`."""
-    return write_report(store.read_metrics(), store.read_cap(), whole_runs(store, beat), plan, out)
+def report_to(store: Store, plan: StudyPlan, out: Path) -> list[Path]:
+    """Write the report of a reduced study into the folder `out`."""
+    return write_report(store.read_metrics(), store.read_cap(), whole_runs(store), plan, out)
 
 
-def report_beside(store: Store, beat: Callable[[], None] = _nothing) -> list[Path]:
+def report_beside(store: Store) -> list[Path]:
     """Write the report into the study's own folder, if that is on a disk of this machine."""
     plan = store.read_plan()
     if plan is None or "://" in store.root:
         return []
-    return report_to(store, plan, Path(store.base) / "report", beat)
+    return report_to(store, plan, Path(store.base) / "report")

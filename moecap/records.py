@@ -536,6 +536,8 @@ class Manifest:
     """Time that the probe spent inside the measured path."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
     """Telemetry: asked period, samples taken, late samples, CPU seconds used."""
+    tables: Mapping[str, int] = field(default_factory=dict)
+    """Table -> its rows; the store fills it in. Empty: written before tables were counted."""
 
 
 # ------------------------------------------------------------------------------------------------- what it amounts to

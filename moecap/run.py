@@ -17,7 +17,6 @@ from typing import Protocol
 from moecap.accuracy import MAX_ANSWER_TOKENS, grade, load_task
 from moecap.engine import ENGINES
 from moecap.engine.base import Engine, EngineFacts
-from moecap.errors import EngineError
 from moecap.records import (
     LoadSpec,
     Manifest,
@@ -45,7 +44,8 @@ from moecap.workload import WORKLOADS
 from moecap.workload.base import Workload
 
 PACKAGES = ("moecap", "torch", "transformers", "ray", "numpy", "pyarrow")
-
+STEADY_WINDOW = "steady_window"
+"""Check that a performance run must pass to be one."""
 DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
 
 
@@ -73,6 +73,8 @@ class _Measured:
     serve: ServeRecord
     windows: tuple[Window, ...]
     samples: tuple[SampleRecord, ...] = ()
+    no_window: str = ""
+    """Why there is no window."""
 
 
 class Session:
@@ -97,7 +99,8 @@ class Session:
     def run(self, spec: RunSpec, *, study: str, telemetry: TelemetryHandle) -> RunData:
         """Measure. Telemetry runs from before the first request to after the last; warm-up comes before it.
 
-        What the engine raises is raised, whatever stopping the telemetry raises after it.
+        What was recorded without a steady window is handed over too: without windows, STEADY_WINDOW among its failed
+        checks. What the engine raises is raised, whatever stopping the telemetry raises after it.
         """
         point = spec.point
         if point.kind == "performance":
@@ -140,7 +143,8 @@ class Session:
         window = closed_loop_window(serve.requests, point.load.concurrency or 1)
         if window is None:
             first = next((one.error for one in serve.requests if one.error), "no request produced a token")
-            raise EngineError(f"no steady window: {len(serve.requests)} requests were served; {first}")
+            why = f"{len(serve.requests)} requests were served; {first}"
+            return _Measured(serve=serve, windows=(), no_window=why)
         return _Measured(serve=serve, windows=(window,))
 
     def _accuracy(self, spec: RunSpec) -> _Measured:
@@ -174,6 +178,8 @@ class Session:
         serve, facts = measured.serve, self._facts
         fingerprint = self._node.fingerprint
         passed, failed = run_checks(serve)
+        if measured.no_window:
+            failed[STEADY_WINDOW] = measured.no_window
         manifest = Manifest(
             schema_version=SCHEMA_VERSION, study=study, run_id=spec.run_id(fingerprint),
             point_id=spec.point.point_id, spec=spec, placement=self._placement, node=self._node,

@@ -1,8 +1,7 @@
-"""The store: what is written is read back; a run without its manifest isn't there; one driver per study."""
+"""The store: what is written is read back; what is not whole isn't there; nothing half written counts."""
 
 import json
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moecap.errors import ConfigError, LeaseHeldError, StoreError
+from moecap.errors import ConfigError, StoreError
 from moecap.records import (
     HeldWeights,
     LayerShape,
@@ -27,7 +26,7 @@ from moecap.records import (
     Window,
 )  # fmt: skip
 from moecap.schema import METRICS, PASSES, RUN_TABLES, rows_of, table_of
-from moecap.store import LEASE_TIMEOUT_S, Lease, RunData, Store, studies
+from moecap.store import RunData, Store, studies
 from moecap.study import load_study
 
 PLAN = load_study(None)
@@ -73,7 +72,7 @@ def test_a_run_comes_back_as_it_was_written(store: Store) -> None:
     run = run_data()
     store.write_run(run)
     back = store.load_run(run.manifest.run_id)
-    assert back.manifest == run.manifest
+    assert back.manifest == replace(run.manifest, tables={**dict.fromkeys(RUN_TABLES, 0), "passes": 1})
     assert back.passes.equals(run.passes)
     assert back.tiers.num_rows == 0 and back.tiers.schema.names == RUN_TABLES["tiers"].names
     (one,) = rows_of(back.passes, PassRecord)
@@ -101,6 +100,115 @@ def test_an_interrupted_write_leaves_nothing_that_counts(store: Store, monkeypat
     with pytest.raises(StoreError, match="No space left"):
         store.write_run(run_data())
     assert store.whole_runs() == {}
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []  # nothing fills the disk either
+
+
+def test_what_a_kill_left_half_written_is_no_object(store: Store) -> None:
+    store.append_ledger([{"run": "a", "to": "running"}])
+    (whole,) = Path(store.base, "ledger").iterdir()
+    whole.with_name(f"{whole.name}.0123abcd.part").write_text('{"run": "b", "to"')
+    assert [entry["run"] for entry in store.read_ledger()] == ["a"]
+
+
+def test_data_is_on_the_medium_before_its_name_and_its_name_before_the_next_object(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power may fail at any time: the order of what reaches the disk, as the calls to the kernel give it."""
+    told: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def noting_sync(opened: int) -> None:
+        told.append(f"sync {Path(f'/proc/self/fd/{opened}').readlink().name.removesuffix('.part')[:13]}")
+        sync(opened)
+
+    def noting_rename(self: Path, target: Path) -> Path:
+        told.append(f"rename {target.name}")
+        return rename(self, target)
+
+    store.write_run(run_data())
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(Path, "replace", noting_rename)
+    store.write_run(run_data())
+    folder = f"sync {run_data().manifest.run_id[:13]}"
+    assert told == [
+        "sync passes.parque", "rename passes.parquet", folder, "sync manifest.json", "rename manifest.json", folder,
+    ]  # fmt: skip
+
+    told.clear()
+    store.append_ledger([{"run": "a"}])  # its folder is new: so is that folder's name in the study's
+    assert told[-2:] == ["sync ledger", "sync s"]
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", "{}", '{"point_id": "p", "spec": {}}'])
+def test_a_run_whose_manifest_cannot_be_read_is_missing_and_the_others_are_not(
+    left: str, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = run_data(0), run_data(1)
+    store.write_run(first)
+    store.write_run(second)
+    Path(f"{store.base}/runs/{second.manifest.run_id}/manifest.json").write_text(left)
+    for _ in range(2):
+        assert list(store.whole_runs()) == [first.manifest.run_id]
+    assert not store.is_whole(second.manifest.run_id)
+    assert list(store.runs()[1]) == [second.manifest.run_id]
+    assert [second.manifest.run_id in told for told in caplog.messages] == [True]  # said once
+    store.write_run(second)
+    assert store.is_whole(second.manifest.run_id) and len(store.whole_runs()) == 2
+
+
+def test_a_run_that_lost_a_table_is_missing(store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    assert store.is_whole(run.manifest.run_id)
+    Path(f"{store.base}/runs/{run.manifest.run_id}/passes.parquet").unlink()
+    assert not store.is_whole(run.manifest.run_id)
+    assert store.runs() == ({}, {run.manifest.run_id: "passes.parquet missing"})
+    with pytest.raises(StoreError, match=r"passes\.parquet has 0 rows, its manifest says 1"):
+        store.load_run(run.manifest.run_id)
+
+
+def test_a_table_that_lost_or_gained_rows_is_refused(store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    folder = Path(f"{store.base}/runs/{run.manifest.run_id}")
+    twice = pa.concat_tables([run.passes, run.passes])
+    pq.write_table(twice, folder / "passes.parquet")
+    with pytest.raises(StoreError, match=r"passes\.parquet has 2 rows, its manifest says 1"):
+        store.load_run(run.manifest.run_id)
+    store.write_run(run)
+    pq.write_table(twice, folder / "tiers.parquet")
+    with pytest.raises(StoreError, match=r"tiers\.parquet"):
+        store.load_run(run.manifest.run_id)
+
+
+def test_a_manifest_from_before_tables_were_counted_is_believed(store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    path = Path(f"{store.base}/runs/{run.manifest.run_id}/manifest.json")
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("tables")["passes"] == 1
+    path.write_text(json.dumps(manifest))
+    assert store.is_whole(run.manifest.run_id)
+    assert store.load_run(run.manifest.run_id).passes.num_rows == 1
+
+
+@pytest.mark.parametrize("left", [b"", b"PAR1 and nothing else", b"PAR1" + bytes(64) + b"PAR1"])
+def test_a_table_that_is_no_parquet_is_our_error(left: bytes, store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    Path(f"{store.base}/runs/{run.manifest.run_id}/passes.parquet").write_bytes(left)
+    with pytest.raises(StoreError, match=r"passes\.parquet"):
+        store.load_run(run.manifest.run_id)
+
+
+def test_a_store_that_cannot_be_read_is_not_taken_for_an_empty_one(store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    manifest = Path(f"{store.base}/runs/{run.manifest.run_id}/manifest.json")
+    manifest.unlink()
+    manifest.mkdir()  # EISDIR for whoever reads it, as a failing disk gives EIO
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        store.whole_runs()
 
 
 def test_tables_of_an_interrupted_attempt_never_join_a_whole_run(store: Store) -> None:
@@ -144,9 +252,13 @@ def test_plan_ledger_failures_and_results(store: Store) -> None:
     assert [(e["run"], e["to"]) for e in store.read_ledger()] == [("a", "running"), ("a", "stored"), ("b", "running")]
 
     for attempt, error in enumerate(["first", "last"]):
-        store.write_failure(point_id="p", repeat=0, attempt=attempt, run_id="r", error=error, kind="own", log="log")
+        store.write_failure(point_id="p", repeat=0, attempt=attempt, run_id="r", error=error, kind="own")
     assert store.failed_runs()["p-0"]["error"] == "last"
+    store.write_engine_log("r", 0, "log")
     assert Path(f"{store.base}/failed/r-0/engine.log").read_text() == "log"
+    with pytest.raises(StoreError, match="is not valid JSON"):
+        Path(f"{store.base}/ledger/9.jsonl").write_text("{")
+        store.read_ledger()
 
     with pytest.raises(StoreError, match="not reduced yet"):
         store.read_metrics()
@@ -160,6 +272,15 @@ def test_plan_ledger_failures_and_results(store: Store) -> None:
     assert pa.schema(METRICS).names == pq.read_schema(f"{store.base}/metrics.parquet").names
 
 
+def test_what_a_failed_attempt_recorded_is_kept_and_is_no_run(store: Store) -> None:
+    run = run_data()
+    store.write_failed_run(run, attempt=2)
+    kept = Path(f"{store.base}/failed/{run.manifest.run_id}-2")
+    assert pq.read_table(kept / "passes.parquet").num_rows == 1
+    assert json.loads((kept / "manifest.json").read_text())["tables"]["passes"] == 1
+    assert store.runs() == ({}, {}) and store.failed_runs() == {}
+
+
 def test_nan_never_enters_the_json(store: Store) -> None:
     with pytest.raises(StoreError, match="not JSON compliant"):
         store.write_reduction([], {"sets": float("nan")})
@@ -169,39 +290,3 @@ def test_nan_never_enters_the_json(store: Store) -> None:
 def test_a_study_name_cannot_leave_the_store(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no study name"):
         Store(str(tmp_path), name)
-
-
-def test_a_second_driver_is_refused_and_told_who_holds_the_study(store: Store) -> None:
-    lease = Lease.acquire(store)
-    with pytest.raises(LeaseHeldError, match=str(os.getpid())):
-        Lease.acquire(store)
-    lease.release()
-    Lease.acquire(store).release()
-
-
-def test_a_dead_holder_holds_nothing(store: Store) -> None:
-    Lease.acquire(store)
-    path = Path(f"{store.base}/lease.json")
-    held = json.loads(path.read_text())
-
-    path.write_text(json.dumps({**held, "pid": 2**22 + 1}))  # no such process on this host
-    Lease.acquire(store)
-    path.write_text(json.dumps({**held, "process_started_unix_s": held["process_started_unix_s"] - 100}))  # pid reused
-    Lease.acquire(store)
-
-    path.write_text(json.dumps({**held, "host": "elsewhere"}))  # can't be seen from here: its heartbeat decides
-    with pytest.raises(LeaseHeldError, match="elsewhere"):
-        Lease.acquire(store)
-    silent = {**held, "host": "elsewhere", "heartbeat_unix_s": time.time() - LEASE_TIMEOUT_S - 1}
-    path.write_text(json.dumps(silent))
-    Lease.acquire(store)
-
-
-def test_a_driver_that_was_overtaken_notices(store: Store) -> None:
-    lease = Lease.acquire(store)
-    path = Path(f"{store.base}/lease.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "token": "another"}))
-    with pytest.raises(LeaseHeldError, match="took over"):
-        lease.heartbeat()
-    lease.release()
-    assert path.exists()  # not ours to remove

@@ -7,6 +7,7 @@ be told to fail. Its numbers say nothing about any hardware, and every run of it
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -67,6 +68,7 @@ class FakeEngine(Engine):
         self._args = FakeArgs(**system.args)
         self._admitted = 0
         if self._args.fail_at_start:
+            _print("can't start: told to fail")
             raise EngineError("told to fail at start")
         return EngineFacts(
             shape=virtual_shape(model.name), held=virtual_weights(), settings={"threads": placement.num_cpus},
@@ -117,6 +119,7 @@ class FakeEngine(Engine):
         self._admitted += 1
         if self._admitted - 1 != self._args.crash_at_request:
             return
+        _print(f"crashing at request {self._args.crash_at_request}")
         match self._args.crash:
             case "error":
                 raise EngineError(f"told to crash at request {self._args.crash_at_request}")
@@ -143,6 +146,11 @@ class FakeEngine(Engine):
             scheduled_tokens=sum(queries), cached_tokens=0, logits_tokens=len(rows), padded_tokens=0,
             accepted_tokens=None, valid=True,
         )  # fmt: skip
+
+
+def _print(text: str) -> None:
+    """Last words, to where engines put theirs."""
+    print(f"fake engine: {text}", file=sys.stderr, flush=True)
 
 
 def _route(record: PassRecord, rows: Sequence[_Active], *, keep_tokens: bool) -> list[RoutingRecord]:

@@ -75,6 +75,12 @@ def test_a_point_without_a_node_is_refused_or_unplaceable_when_it_ran_before() -
     assert prepare(plan(gpu), [HERE], Held()).all_refused
 
 
+def test_runs_that_max_runs_leaves_out_are_not_refused() -> None:
+    agenda = prepare(plan(A, point("g", kind="gpu")), [HERE], Held(), max_runs=0)
+    assert (agenda.todo, agenda.left) == ((), (RunKey(A.point_id, 0),))
+    assert not agenda.all_refused
+
+
 def test_dropped_points_are_marked_and_come_back() -> None:
     held = Held(whole={"r": (A.point_id, 0, HERE.fingerprint)})
     without = next_edition(plan(B), plan(A, B), held)

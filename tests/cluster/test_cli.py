@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,6 +18,7 @@ from cluster.cli import main
 from cluster.console import placement_table, progress_line, table
 from cluster.driver import Outcome, Progress
 from cluster.messages import RunKey, RunState, RunSummary
+from moecap.lease import Lease
 from moecap.store import Store
 
 OPTIONS = {
@@ -73,6 +76,71 @@ def test_status_believes_the_ledger_but_for_whole_runs(tmp_path: Path) -> None:
     store.append_ledger([entry | {"state": "failed", "why": "crash"}])
     (run,) = json.loads(CliRunner().invoke(main, ["status", str(tmp_path), "--json"]).stdout)["runs"]
     assert (run["state"], run["why"], run["hostname"]) == ("failed", "crash", "h")
+
+
+def shown(folder: Path) -> dict[str, Any]:
+    result = CliRunner().invoke(main, ["status", str(folder), "--json"])
+    (run,) = json.loads(result.stdout)["runs"]
+    assert isinstance(run, dict)
+    return run
+
+
+@pytest.mark.parametrize("state", ["starting", "running"])
+def test_status_calls_a_run_interrupted_when_nobody_drives_it(state: str, tmp_path: Path) -> None:
+    store, one = Store(str(tmp_path), "t"), point()
+    store.write_plan(plan(one), {})
+    store.append_ledger([{"run": f"{one.point_id}-0", "hostname": "h", "state": state, "why": None}])
+    lease = Lease.acquire(store.objects)
+    assert shown(tmp_path)["state"] == state
+    killed = {**store.objects.read_json("lease.json"), "pid": 2**22 + 1}
+    lease.release()
+    assert shown(tmp_path)["state"] == "interrupted"
+    store.objects.write_json("lease.json", killed)
+    assert (shown(tmp_path)["state"], shown(tmp_path)["hostname"]) == ("interrupted", "h")
+    assert "--resume" in shown(tmp_path)["why"]
+
+
+def test_status_watches_a_driver_elsewhere_for_a_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.status.SILENT_S", 0.5)
+    store, one = Store(str(tmp_path), "t"), point()
+    store.write_plan(plan(one), {})
+    store.append_ledger([{"run": f"{one.point_id}-0", "state": "running"}])
+    lease = Lease.acquire(store.objects)
+    held = {**store.objects.read_json("lease.json"), "machine": "another kernel", "host": "elsewhere"}
+    lease.release()
+    store.objects.write_json("lease.json", held)
+    assert shown(tmp_path)["state"] == "interrupted"
+    monkeypatch.setattr("cluster.status.SILENT_S", 20.0)
+    beat = threading.Timer(0.5, store.objects.write_json, ("lease.json", {**held, "beat": 99}))
+    beat.start()
+    assert shown(tmp_path)["state"] == "running"
+    beat.join()
+
+
+def test_status_believes_a_driver_that_ended_while_it_was_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, one = Store(str(tmp_path), "t"), point()
+    store.write_plan(plan(one), {})
+    store.append_ledger([{"run": f"{one.point_id}-0", "state": "running"}])
+
+    def ends(*_: object) -> None:
+        store.append_ledger([{"run": f"{one.point_id}-0", "state": "cancelled", "why": "cancelled by the user"}])
+
+    monkeypatch.setattr("cluster.status.living_holder", ends)
+    assert shown(tmp_path)["state"] == "cancelled"
+
+
+def test_status_calls_a_stored_run_damaged_when_it_is_not_whole(tmp_path: Path) -> None:
+    store, one = Store(str(tmp_path), "t"), point()
+    store.write_plan(plan(one), {})
+    store.append_ledger([{"run": f"{one.point_id}-0", "state": "stored", "run_id": "r"}])
+    assert (shown(tmp_path)["state"], shown(tmp_path)["why"]) == (
+        "damaged", "manifest.json missing; launch --resume runs it again"
+    )  # fmt: skip
+    store.objects.write("runs/r/manifest.json", b"")
+    assert shown(tmp_path)["state"] == "damaged"
+    assert "manifest.json can't be read" in shown(tmp_path)["why"]
 
 
 def progress(state: RunState, why: str = "", summary: RunSummary | None = None) -> Progress:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 from click.testing import CliRunner, Result
 
 from cluster.cli import main
+from cluster.inventory import connected
+from cluster.node import NodeAgent
+from moecap.store import Store
 
 STUDY: dict[str, Any] = {
     "name": "t",
@@ -47,6 +56,10 @@ class Bench:
 
     def failures(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted(self.base.glob("failed/*/error.json"))]
+
+    def logs(self) -> list[str]:
+        """What engines of failed attempts printed."""
+        return [path.read_text() for path in sorted(self.base.glob("failed/*/engine.log"))]
 
 
 @pytest.fixture
@@ -129,6 +142,7 @@ def test_an_engine_that_cannot_start_fails_and_is_tried_again_only_on_request(be
     assert states(result) == {"failed": 2, "stored": 2}
     assert {(one["kind"], one["attempt"]) for one in bench.failures()} == {("own", 0)}
     assert all("EngineError: told to fail at start" in one["error"] for one in bench.failures())
+    assert ["fake engine: can't start: told to fail" in log for log in bench.logs()] == [True, True]
 
     again = bench.launch("--resume", systems=systems, sweep={"concurrency": [1]})
     assert again.exit_code == 1
@@ -144,6 +158,8 @@ def test_a_run_that_fails_by_itself_leaves_the_others_alone(bench: Bench) -> Non
     )
     assert states(result) == {"failed": 1, "stored": 2}
     assert [one["repeat"] for one in bench.failures()] == [1]
+    (log,) = bench.logs()
+    assert "fake engine: crashing at request 12\n" in log
 
 
 def test_a_lost_worker_is_tried_again_once_and_anew_on_resume(bench: Bench) -> None:
@@ -151,6 +167,7 @@ def test_a_lost_worker_is_tried_again_once_and_anew_on_resume(bench: Bench) -> N
     result = bench.launch("--json", repeats={"min": 1, "max": 1}, **changes)
     assert (result.exit_code, states(result)) == (1, {"failed": 1})
     assert [(one["kind"], one["attempt"]) for one in bench.failures()] == [("system", 0), ("system", 1)]
+    assert ["fake engine: crashing at request 3\n" in log for log in bench.logs()] == [True, True]  # of the dead
     bench.launch("--resume", "--json", repeats={"min": 1, "max": 1}, **changes)
     assert [one["attempt"] for one in bench.failures()] == [0, 1, 2, 3]
 
@@ -163,6 +180,55 @@ def test_a_hung_run_is_ended_at_its_deadline(bench: Bench) -> None:
     assert (result.exit_code, states(result)) == (1, {"failed": 1, "stored": 1})
     (failure,) = bench.failures()
     assert (failure["kind"], failure["error"]) == ("own", "run passed its deadline of 2 s")
+    assert ["crashing at request 3\n" in log for log in bench.logs()] == [True]
+
+
+def test_what_a_run_recorded_that_cannot_be_evaluated_is_kept_with_its_failure(bench: Bench) -> None:
+    """8 prompts of 5,000 tokens, and an engine that takes 4,096: no request has a first token, so no window opens."""
+    too_long = [{"type": "synthetic", "input_tokens": 5000, "output_tokens": 4}]
+    once = {"sweep": {"concurrency": [1]}, "repeats": {"min": 1, "max": 1}}
+    result = bench.launch("--json", workloads=too_long, **once)
+    assert (result.exit_code, states(result)) == (1, {"failed": 1})
+    (failure,) = bench.failures()
+    assert failure["kind"] == "own"
+    assert "no steady window: 8 requests were served; needs more than 4096 tokens of context" in failure["error"]
+    kept = bench.base / "failed" / f"{failure['run_id']}-0"
+    assert pq.read_table(kept / "requests.parquet")["status"].to_pylist() == ["failed"] * 8
+    manifest = json.loads((kept / "manifest.json").read_text())
+    assert (manifest["windows"], manifest["attempted"], manifest["completed"]) == ([], 8, 0)
+    assert bench.manifests() == {}
+
+
+@pytest.fixture
+def taken(ray_address: str) -> Iterator[Callable[[], None]]:
+    """Somebody else holds all CPUs of the node, until this is called."""
+    with connected(ray_address):
+        options = {"num_cpus": 2, "lifetime": "detached", "namespace": "theirs", "name": "other"}
+        assert ray.get(ray.remote(NodeAgent).options(**options).remote().version.remote(), timeout=60)
+    held = [True]
+
+    def free() -> None:
+        if held.pop():
+            with connected(ray_address):
+                ray.kill(ray.get_actor("other", namespace="theirs"))
+
+    yield free
+    if held:
+        free()
+
+
+def test_an_engine_that_waits_in_vain_for_a_taken_node_is_no_failure_of_its_own(
+    bench: Bench, taken: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.engines.START_GRACE_S", 1.0)
+    changes: dict[str, Any] = {"sweep": {"concurrency": [1]}, "repeats": {"min": 1, "max": 1}}
+    result = bench.launch("--json", deadline_s=1, **changes)
+    assert (result.exit_code, states(result)) == (1, {"failed": 1})
+    assert [(one["kind"], one["attempt"]) for one in bench.failures()] == [("system", 0), ("system", 1)]
+    assert all("no process for the engine" in one["error"] for one in bench.failures())
+    taken()
+    monkeypatch.setattr("cluster.engines.START_GRACE_S", 90.0)
+    assert states(bench.launch("--resume", "--json", **changes)) == {"stored": 1}
 
 
 def test_a_point_that_no_node_can_host_is_refused_and_the_others_run(bench: Bench) -> None:
@@ -187,6 +253,30 @@ def test_a_dry_run_shows_every_point_and_starts_nothing(bench: Bench) -> None:
     assert [("placement" in one, "refusal" in one) for one in points] == [(False, True)] * 2 + [(True, False)] * 2
     assert not bench.base.exists()
     assert "refused: no node of kind 'gpu'" in bench.launch("--dry-run", systems=systems).stdout
+
+
+def test_a_driver_that_is_overtaken_ends_its_engines_and_leaves_the_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moecap.lease.HEARTBEAT_S", 0.1)
+    store = Store(str(bench.folder / "store"), "t")
+
+    def overtake() -> None:
+        while not [entry for entry in bench.ledger() if entry["state"] == "running"]:
+            time.sleep(0.05)
+        store.objects.write_json("lease.json", {**store.objects.read_json("lease.json"), "token": "another"})
+
+    other = threading.Thread(target=overtake, daemon=True)
+    other.start()
+    result = bench.launch(systems=[system(pass_s=0.5)], sweep={"concurrency": [1]})
+    other.join()
+    assert result.exit_code == 2
+    assert "another driver took over" in result.stderr
+    assert store.objects.read_json("lease.json")["token"] == "another"
+    assert bench.manifests() == {}
+    ours = psutil.Process().children(recursive=True)
+    assert len(ours) > 2  # Ray's own
+    assert [one for one in ours if one.is_running() and "Runner" in "".join(one.cmdline())] == []
 
 
 def test_a_study_with_mistakes_reports_all_of_them_and_exits_with_2(bench: Bench) -> None:
