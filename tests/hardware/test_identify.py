@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from moecap.hardware import identify as module
 from moecap.hardware.catalogue import catalogue
 from moecap.hardware.identify import MEMORY_TOLERANCE, identify, identify_cpu, rated_peaks
 from moecap.records import DeviceInfo
@@ -110,3 +111,16 @@ def test_peaks_of_devices_are_those_of_their_row_or_unknown_with_the_reason() ->
     assert "'NVIDIA R100'" in unknown.method and "add a row" in unknown.method
     mixed = rated_peaks([l4, _device("nvidia-l40s-48gb")])
     assert mixed.memory_bytes_per_s is None and "nvidia-l4-24gb, nvidia-l40s-48gb" in mixed.method
+
+
+def test_of_two_rows_with_one_name_and_alike_memory_the_pci_id_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the 96 GB part of that name had a row, too: 2 % more memory, another PCI id."""
+    part = catalogue()["nvidia-h100-sxm5-94gb"]
+    assert part.memory_bytes is not None
+    larger = replace(part, key="larger", memory_bytes=round(part.memory_bytes * 1.02), pci_ids=("10de:2338",))
+    monkeypatch.setattr(module, "catalogue", lambda: {part.key: part, larger.key: larger})
+    monkeypatch.setattr(module, "keys_named", lambda name: ((), (part.key, larger.key)))
+    assert identify("NVIDIA H100", larger.memory_bytes, "10de:2338").key == "larger"
+    assert identify("NVIDIA H100", larger.memory_bytes, "10de:2339").key == part.key
+    neither = identify("NVIDIA H100", larger.memory_bytes)
+    assert neither.key is None and "may be nvidia-h100-sxm5-94gb, larger or none of them" in neither.reason
