@@ -109,6 +109,23 @@ def nodes(address: str, as_json: bool) -> None:
 
 
 @command
+@click.argument("name", required=False)
+@json_option
+def devices(name: str | None, as_json: bool) -> None:
+    """Show the hardware catalogue, or all of one device: a key, a product name, or what a driver reports."""
+    from cluster.devices import device_table, device_text
+    from moecap.hardware.catalogue import catalogue, find_device
+    from moecap.records import to_jsonable
+
+    if name is None:
+        specs = list(catalogue().values())
+        _print(to_jsonable(specs) if as_json else device_table(specs))
+    else:
+        spec = find_device(name)
+        _print(to_jsonable(spec) if as_json else device_text(spec))
+
+
+@command
 @click.argument("store")
 @study_option
 @json_option

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from cluster.agenda import Agenda
-from cluster.driver import Progress
 from cluster.messages import RunState
 from moecap.records import NodeInfo, Placement
+
+if TYPE_CHECKING:  # both load Ray, which a table needs not
+    from cluster.agenda import Agenda
+    from cluster.driver import Progress
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -22,8 +22,8 @@ from cluster.enginelog import output_files, read_log
 from cluster.messages import RunSummary
 from moecap.errors import CalibrationError, ClusterError, EngineError
 from moecap.hardware.calibrate import calibrate_cpu
-from moecap.hardware.catalogue import catalogue_peaks, find_device
 from moecap.hardware.detect import detect_node
+from moecap.hardware.identify import rated_peaks
 from moecap.hardware.ssd import scratch_on_disk
 from moecap.metrics.reduce import headline
 from moecap.records import ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
@@ -173,8 +173,8 @@ def _calibrate(num_threads: int) -> Peaks:
 def _peaks(node: NodeInfo, placement: Placement, calibrated: Peaks | None) -> tuple[Peaks, ...]:
     """Every peak source that is known for the placement."""
     known = () if calibrated is None else (calibrated,)
-    key = node.devices[0].key if placement.device_uuids else None
-    return known if key is None else (*known, catalogue_peaks(find_device(key), len(placement.device_uuids)))
+    placed = [device for device in node.devices if device.uuid in placement.device_uuids]
+    return (*known, rated_peaks(placed)) if placed else known
 
 
 def _end_group(group_id: int) -> None:

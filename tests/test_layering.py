@@ -87,7 +87,14 @@ def test_the_flow_has_no_circle() -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import moecap, cluster", "import cluster.cli", "from cluster.cli import main; main(['--help'])"]
+    "statement",
+    [
+        "import moecap, cluster",
+        "import cluster.cli",
+        "from cluster.cli import main; main(['--help'])",
+        "from cluster.cli import main; main(['devices'])",
+        "from cluster.cli import main; main(['devices', 'NVIDIA L4', '--json'])",
+    ],
 )
 def test_nothing_heavy_is_loaded_early(statement: str) -> None:
     report = f"import sys, atexit; atexit.register(lambda: print('LOADED', *[m for m in {HEAVY} if m in sys.modules]))"

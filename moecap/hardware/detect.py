@@ -17,9 +17,9 @@ from typing import Any, cast
 import psutil
 import pynvml
 
-from moecap.errors import ConfigError, DetectionError, UnknownDeviceError
-from moecap.hardware.catalogue import find_device
+from moecap.errors import ConfigError, DetectionError
 from moecap.hardware.cgroup import cpu_quota, memory_limit_bytes
+from moecap.hardware.identify import identify
 from moecap.records import DeviceInfo, NodeInfo, NodeKind
 
 KIND_LABEL = "moecap.io/kind"
@@ -45,7 +45,7 @@ def detect_node(node_id: str, labels: Mapping[str, str]) -> NodeInfo:
     return NodeInfo(
         node_id=node_id,
         hostname=socket.gethostname(),
-        kinds=node_kinds(Counter(device.name for device in devices), labels),
+        kinds=node_kinds(Counter(device.key or device.name for device in devices), labels),
         cpu_model=cpu_model(),
         num_cpus=usable_cpus(),
         memory_bytes=usable_memory_bytes(),
@@ -112,25 +112,36 @@ def usable_memory_bytes() -> int:
 
 def _device(nvml: Any, index: int) -> DeviceInfo:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    name = str(nvml.nvmlDeviceGetName(handle))
+    name, own_bytes = str(nvml.nvmlDeviceGetName(handle)), _own_memory_bytes(nvml, handle)
     return DeviceInfo(
         uuid=str(nvml.nvmlDeviceGetUUID(handle)),
         index=index,
         name=name,
-        key=_catalogue_key(name),
-        memory_bytes=_device_memory_bytes(nvml, handle),
+        key=_catalogue_key(nvml, handle, name, own_bytes),
+        memory_bytes=own_bytes or usable_memory_bytes(),
     )
 
 
-def _catalogue_key(name: str) -> str | None:
-    try:
-        return find_device(name).key
-    except UnknownDeviceError:
-        return None
+def _catalogue_key(nvml: Any, handle: Any, name: str, own_bytes: int | None) -> str | None:
+    """By name and memory; where these leave a choice, by PCI id and by the memory that is shared with the host, too."""
+    found = identify(name, own_bytes)
+    if found.key is None and found.candidates:
+        found = identify(name, own_bytes or psutil.virtual_memory().total, _pci_id(nvml, handle))
+    return found.key
 
 
-def _device_memory_bytes(nvml: Any, handle: Any) -> int:
+def _own_memory_bytes(nvml: Any, handle: Any) -> int | None:
+    """None for devices that share the host's memory: they report none of their own."""
     try:
         return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
     except pynvml.NVMLError_NotSupported:
-        return usable_memory_bytes()  # devices that share the host's memory report none of their own
+        return None
+
+
+def _pci_id(nvml: Any, handle: Any) -> str | None:
+    """`vendor:device`; None for devices on no PCI bus."""
+    try:
+        both = int(nvml.nvmlDeviceGetPciInfo(handle).pciDeviceId)
+    except pynvml.NVMLError_NotSupported:
+        return None
+    return f"{both & 0xFFFF:04x}:{both >> 16:04x}"

@@ -4,6 +4,7 @@ import csv
 import pickle
 import subprocess
 import sys
+from datetime import date
 from importlib.resources import files
 
 import pytest
@@ -57,13 +58,14 @@ def test_every_row_of_the_file_is_a_device_and_every_full_cell_a_number() -> Non
     with files("moecap.hardware").joinpath("catalogue.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert [row["key"] for row in rows] == list(catalogue())
-    assert len(rows) == 64
+    assert len(rows) == 73
     for row in rows:
         spec = catalogue()[row["key"]]
         assert None not in row and None not in row.values(), f"{row['key']}: cells and columns don't match"
         assert {dtype for dtype, column in RATE_COLUMNS.items() if row[column]} == set(spec.dense_flops_per_s)
         assert spec.source and not spec.source.startswith(";") and "; ;" not in spec.source
         assert spec.kind in ("gpu", "apu", "edge", "cpu", "system")
+        assert spec.date and date(2026, 1, 1) <= date.fromisoformat(spec.date) <= date(2026, 12, 31)
 
 
 def test_nothing_is_zero() -> None:
@@ -88,7 +90,7 @@ def test_names_are_exact_whatever_their_case(name: str, key: str) -> None:
     assert find_device(name).key == key
 
 
-@pytest.mark.parametrize("name", ["NVIDIA L40", "NVIDIA H100", "h100", "", "NVIDIA A10G"])
+@pytest.mark.parametrize("name", ["NVIDIA L40", "NVIDIA H100 64GB", "h100", "", "NVIDIA A10G"])
 def test_a_name_that_only_resembles_one_is_unknown(name: str) -> None:
     with pytest.raises(UnknownDeviceError, match="is not in the hardware catalogue"):
         find_device(name)
@@ -104,17 +106,42 @@ def test_an_unknown_device_is_told_the_nearest_keys() -> None:
     assert pickle.loads(pickle.dumps(caught.value)).value == "h100-sxm"
 
 
-def test_a_name_that_two_devices_carry_is_refused_with_both_keys() -> None:
+def test_a_name_that_does_not_tell_is_refused_with_the_keys() -> None:
     with pytest.raises(UnknownDeviceError, match="agx-orin-64gb, nvidia-jetson-orin-nx-16gb"):
         find_device("Orin (nvgpu)")
+    with pytest.raises(UnknownDeviceError, match=r"does not tell.*nvidia-h100-sxm5-94gb"):
+        find_device("NVIDIA H100")  # what the 94 GB part reports, and what people call any of them
 
 
-def test_that_is_the_only_name_two_devices_carry() -> None:
+def test_a_name_that_a_device_shares_still_means_the_one_that_owns_it() -> None:
+    assert find_device("NVIDIA GeForce RTX 4090").key == "nvidia-geforce-rtx-4090-24gb"  # not the modified one
+
+
+def test_no_name_belongs_to_two_devices() -> None:
     carried: dict[str, set[str]] = {}
     for spec in catalogue().values():
         for name in (spec.key, spec.product_name, *spec.aliases):
             carried.setdefault(name.lower(), set()).add(spec.key)
-    assert [name for name, keys in carried.items() if len(keys) > 1] == ["orin (nvgpu)"]
+    assert not {name: keys for name, keys in carried.items() if len(keys) > 1}
+
+
+def test_what_is_unverified_is_stated_and_peaks_say_so() -> None:
+    gb10 = find_device("nvidia-gb10-dgx-spark-128gb")
+    assert gb10.unverified == ("bfloat16", "float16")
+    assert catalogue_peaks(gb10, 1).method.endswith("; unverified: bfloat16, float16")
+    assert find_device("amd-epyc-9755").unverified == ("price_usd",)
+    assert "unverified" not in catalogue_peaks(find_device("amd-epyc-9755"), 1).method  # a price is no peak
+    assert _spec(tdp_w=5.0, unverified=("tdp_w",)).unverified == ("tdp_w",)
+    for nothing in ("tdp_w", "float8", "colour"):
+        with pytest.raises(ValueError, match=f"doesn't state: {nothing}"):
+            _spec(unverified=(nothing,))
+
+
+def test_a_row_that_the_note_calls_unverified_says_so_in_the_column_too() -> None:
+    """And the other way round nothing: many cells are doubtful without a note."""
+    for spec in catalogue().values():
+        if "unverified" in spec.note.lower():
+            assert spec.unverified, spec.key
 
 
 def test_peaks_are_sums_over_the_devices() -> None:

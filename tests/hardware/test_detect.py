@@ -21,6 +21,7 @@ from moecap.hardware.detect import (
 )
 
 HOST_KINDS = {"cpu", "cpu-offload"}
+MIB = 2**20
 
 
 @pytest.mark.parametrize(
@@ -53,10 +54,12 @@ def test_a_label_with_an_unknown_kind_is_an_error_with_the_kinds_there_are() -> 
 
 
 class FakeNvml:
-    """NVML of a machine with the given (name, uuid, memory in bytes or None where it isn't told)."""
+    """NVML of a machine with the given (name, uuid, memory in bytes or None where it isn't told), all of one PCI id."""
 
-    def __init__(self, *devices: tuple[str, str, int | None], on_init: type[Exception] | None = None) -> None:
-        self.devices, self.on_init, self.open = devices, on_init, 0
+    def __init__(
+        self, *devices: tuple[str, str, int | None], on_init: type[Exception] | None = None, pci: int | None = None
+    ) -> None:
+        self.devices, self.on_init, self.open, self.pci = devices, on_init, 0, pci
 
     def nvmlInit(self) -> None:
         if self.on_init is not None:
@@ -84,6 +87,11 @@ class FakeNvml:
             raise pynvml.NVMLError_NotSupported
         return SimpleNamespace(total=total)
 
+    def nvmlDeviceGetPciInfo(self, handle: int) -> SimpleNamespace:
+        if self.pci is None:
+            raise pynvml.NVMLError_NotSupported
+        return SimpleNamespace(pciDeviceId=self.pci)
+
 
 def test_devices_carry_the_drivers_facts_and_their_catalogue_key() -> None:
     nvml = FakeNvml(("NVIDIA H100 80GB HBM3", "GPU-a", 85520809984), ("NVIDIA Unheard-of 1", "GPU-b", 7))
@@ -97,6 +105,33 @@ def test_a_device_without_memory_of_its_own_has_the_hosts() -> None:
     (device,) = nvidia_devices(FakeNvml(("NVIDIA GB10", "GPU-c", None)))
     assert device.key == "nvidia-gb10-dgx-spark-128gb"
     assert device.memory_bytes == usable_memory_bytes()
+
+
+def test_a_name_that_devices_share_is_told_by_memory_or_pci_id() -> None:
+    modified, plain, odd = nvidia_devices(
+        FakeNvml(
+            ("NVIDIA GeForce RTX 4090", "GPU-a", 49140 * MIB), ("NVIDIA GeForce RTX 4090", "GPU-b", 24564 * MIB),
+            ("NVIDIA GeForce RTX 4090", "GPU-c", 98304 * MIB), pci=0x268410DE,
+        )
+    )  # fmt: skip
+    assert (modified.key, plain.key) == ("nvidia-geforce-rtx-4090-48gb", "nvidia-geforce-rtx-4090-24gb")
+    assert (odd.key, odd.name, odd.memory_bytes) == (None, "NVIDIA GeForce RTX 4090", 98304 * MIB)
+    h100 = ("NVIDIA H100", "GPU-d", 95830 * MIB)
+    assert nvidia_devices(FakeNvml(h100, pci=0x233910DE))[0].key == "nvidia-h100-sxm5-94gb"
+    assert nvidia_devices(FakeNvml(h100, pci=0x233810DE))[0].key is None  # the 96 GB part: no row
+    assert nvidia_devices(FakeNvml(h100))[0].key is None
+
+
+@pytest.mark.parametrize(
+    ("host_gib", "key"),
+    [(61.4, "nvidia-jetson-agx-orin-64gb"), (15.3, "nvidia-jetson-orin-nx-16gb"), (30.0, None)],
+)
+def test_a_chip_that_shares_the_hosts_memory_is_told_by_it(
+    host_gib: float, key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=int(host_gib * 2**30)))
+    (device,) = nvidia_devices(FakeNvml(("Orin (nvgpu)", "GPU-o", None)))
+    assert device.key == key
 
 
 @pytest.mark.parametrize("absent", [pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded])
