@@ -93,7 +93,7 @@ acuracy: {tasks: [add]}
         ({"repeats": {"min": 4, "max": 2}}, "repeats.max", "at least"),
         ({"workloads": [], "accuracy": None}, "accuracy", "write workloads"),
         ({"cap": {"reference": "c"}}, "cap", "a, b"),
-        ({"cost": {"basis": "footprint"}}, "cost.basis", "node"),
+        ({"cost": {"basis": "footprnt"}}, "cost.basis", "footprint"),
         ({"arrival": "poisson"}, "arrival", "closed"),
         ({"peaks": "guessed"}, "peaks", "calibrated"),
         ({"prices": {"enrgy": {}}}, "prices.enrgy", "energy"),
