@@ -2,8 +2,8 @@
 
 Cost basis `footprint`. A device qualifies by ratings, so it is modelled, not measured, and a lower bound: a real system
 reaches only part of its ratings. Candidates have memory and compute of their own: accelerators and machines built
-around one. CPU sockets and whole servers of several devices are none: the catalogue rates no CPU's FLOP/s, and a
-server's memory is not one memory.
+around one. CPU sockets and whole servers of several devices are none: a socket's memory is its host's, and a server's
+is not one memory.
 """
 
 from __future__ import annotations

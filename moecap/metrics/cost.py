@@ -67,7 +67,8 @@ def _footprint(run: RunView, kind: str) -> Hardware:
         return Hardware(price=None, energy=nothing, missing=missing)
     priced = run.prices.device(chosen.spec.key)
     assert priced is not None, "it was chosen for its price"
-    told = {"prices": priced.label, "device": chosen.label, "modelled": "by ratings, without a host"}
+    labels = ", ".join(filter(None, (priced.label, run.prices.ranges_told(chosen.spec.key))))
+    told = {"prices": labels, "device": chosen.label, "modelled": "by ratings, without a host"}
     return Hardware(price=chosen.price, energy=_at_tdp(chosen, priced.tdp_w, run.window_s), told=told)
 
 

@@ -29,6 +29,8 @@ class Part:
     watts: float | None
     told: str
     """Its price as a reader would check it."""
+    ranges_told: str = ""
+    """Where its price has the range of all of the catalogue's, that range's label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +50,8 @@ class Placed:
         """What the prices rest on, a host's components with their prices."""
         told = [part.told for part in self.parts if part.component not in ("device", "host")]
         host = f"{self.host.label}: {' + '.join(told)}" if told else self.host.label
-        return ", ".join(dict.fromkeys([host, *(one.label for one in self.devices if one is not None)]))
+        ranges = [part.ranges_told for part in self.parts if part.ranges_told]
+        return ", ".join(dict.fromkeys([host, *(one.label for one in self.devices if one is not None), *ranges]))
 
 
 def placed_on(node: NodeInfo, placement: Placement, prices: Prices) -> Placed:
@@ -57,14 +60,9 @@ def placed_on(node: NodeInfo, placement: Placement, prices: Prices) -> Placed:
     of_server = node.num_cpus / (host.num_cpus or node.num_cpus)
     uuids = placement.device_uuids
     share = len(uuids) / len(node.devices) if uuids else placement.num_cpus / node.num_cpus
-    devices = tuple(prices.device(one.key or one.name) for one in node.devices if one.uuid in uuids)
-    parts = [
-        Part(
-            component="device", price_usd=None if one is None else one.price_usd,
-            watts=None if one is None else one.tdp_w, told="" if one is None else one.label,
-        )
-        for one in devices
-    ]  # fmt: skip
+    keys = [one.key or one.name for one in node.devices if one.uuid in uuids]
+    devices = tuple(prices.device(key) for key in keys)
+    parts = [_accelerator(one, prices.ranges_told(key)) for key, one in zip(keys, devices, strict=True)]
     if not host.components:
         whole = Part(component="host", price_usd=host.price_usd, watts=host.tdp_w, told=host.label)
         parts.append(_scaled(whole, share * of_server))
@@ -75,17 +73,27 @@ def placed_on(node: NodeInfo, placement: Placement, prices: Prices) -> Placed:
     return Placed(parts=tuple(parts), devices=devices, host=host, share=share, of_server=of_server)
 
 
+def _accelerator(one: Device | None, ranges_told: str) -> Part:
+    if one is None:
+        return Part(component="device", price_usd=None, watts=None, told="")
+    return Part(
+        component="device", price_usd=one.price_usd, watts=one.tdp_w, told=one.label, ranges_told=ranges_told
+    )  # fmt: skip
+
+
 def _whole(name: str, one: Component, prices: Prices, gb: float | None) -> Part:
     """A component as large as it is priced."""
     row = None if one.catalogue is None else find_device(one.catalogue)
-    apiece, per_gb = one.price_usd, one.price_usd_per_gb
+    apiece, per_gb, ranges_told = one.price_usd, one.price_usd_per_gb, ""
     if apiece is None and per_gb is None and row is not None:
         factors = one.price_range or prices.catalogue.price_range
         apiece, per_gb = ranged(row.price_usd, factors), ranged(row.price_usd_per_gb, factors)
+        ranges_told = "" if one.price_range or apiece is per_gb is None else prices.catalogue.label
     price = None if apiece is None else apiece * one.count
     if per_gb is not None and gb is not None:
         price = per_gb * gb
-    return Part(component=name, price_usd=price, watts=_watts(one, row, gb), told=_told(name, one, apiece, per_gb))
+    told = _told(name, one, apiece, per_gb)
+    return Part(component=name, price_usd=price, watts=_watts(one, row, gb), told=told, ranges_told=ranges_told)
 
 
 def _watts(one: Component, row: DeviceSpec | None, gb: float | None) -> float | None:

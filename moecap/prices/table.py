@@ -148,6 +148,12 @@ class Prices(_Strict):
             return mine
         return rated if mine is None else _filled(mine, rated)
 
+    def ranges_told(self, key: str) -> str:
+        """The label of the catalogue's ranges, if a price of this device may be the catalogue's; else nothing."""
+        mine = self.devices.get(key)
+        own = mine is not None and None not in (mine.price_usd, mine.rental_usd_per_hour)
+        return "" if own else self.catalogue.label
+
     def rated(self, spec: DeviceSpec) -> Device:
         """As the hardware catalogue has it. Its hourly prices are those of cloud instances, host and all."""
         return Device(

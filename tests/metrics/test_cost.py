@@ -105,6 +105,7 @@ def test_an_unknown_host_is_the_sum_of_components_of_a_labelled_server() -> None
     assert told.startswith(
         "unknown-host-default, by share of a server's 384 CPUs: cpu 2 x 11,805 USD + dram of the node"
     )
+    assert "network 1,000 USD, default: catalogue prices within a factor of 0.83 to 1.33" in told
     by_component = {
         one.qualifiers.get("component"): one.numerator for one in every("hardware_price_usd", prices={})
         if one.qualifiers["cost_basis"] == "node"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hand_made import a_run, host, one_pass, performance_point, request, routed, view
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moecap.hardware.catalogue import catalogue
@@ -141,6 +141,7 @@ def test_several_cards_may_be_replaced_by_as_many_with_as_fast_a_link(monkeypatc
     assert unknown.missing == cost.NOT_ENOUGH + cost.NO_LINK
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.floats(1e-3, 1e3))
 def test_cost_is_linear_in_the_prices(by: float) -> None:
     """Hardware in the host's price, energy in that of electricity, ends and all."""
@@ -155,6 +156,7 @@ def test_cost_is_linear_in_the_prices(by: float) -> None:
     assert after.price_bounds == pytest.approx([by * end for end in before.price_bounds or ()])
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.floats(0.5, 20), st.floats(0.01, 1), st.floats(1.1, 10))
 def test_longer_or_busier_use_is_cheaper_in_proportion(years: float, duty: float, more: float) -> None:
     def usd(years: float, duty: float) -> float:
