@@ -556,7 +556,7 @@ class Metric:
     stat: Literal["value", "mean", "p50", "p90", "p99"]
     peak_source: str | None
     qualifiers: str
-    """JSON object: cost_basis, price_kind, energy_source, energy_scope, observer, tier, task."""
+    """JSON object: cost_basis, price_kind, component, energy_source, energy_scope, observer, tier, task, and notes."""
     unit: str
     value: float | None
     missing_reason: str | None
@@ -564,6 +564,9 @@ class Metric:
     """What the value rests on: passes, requests, runs or items."""
     ci95_low: float | None = None
     ci95_high: float | None = None
+    price_low: float | None = None
+    """The value with all prices at their low ends; null where no price is in it. No statistical interval."""
+    price_high: float | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------- the study
@@ -581,9 +584,9 @@ class SloSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostSpec:
-    """How hardware is charged."""
+    """How hardware is charged where one number is shown; metrics hold all ways side by side."""
 
-    basis: Literal["node"] = "node"
+    basis: Literal["node", "footprint"] = "node"
     kind: Literal["purchase", "rental"] = "purchase"
 
 

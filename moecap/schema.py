@@ -63,7 +63,8 @@ METRICS = pa.schema(
         ("level", pa.string()), ("id", pa.string()), ("metric", pa.string()), ("phase", pa.string()),
         ("scope", pa.string()), ("stat", pa.string()), ("peak_source", pa.string()), ("qualifiers", pa.string()),
         ("unit", pa.string()), ("value", pa.float64()), ("missing_reason", pa.string()), ("n", pa.int64()),
-        ("ci95_low", pa.float64()), ("ci95_high", pa.float64()),
+        ("ci95_low", pa.float64()), ("ci95_high", pa.float64()), ("price_low", pa.float64()),
+        ("price_high", pa.float64()),
     ]
 )  # fmt: skip
 RUN_TABLES: dict[str, pa.Schema] = {

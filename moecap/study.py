@@ -122,7 +122,7 @@ class _Slo(_Strict):
 
 
 class _Cost(_Strict):
-    basis: Literal["node"] = "node"
+    basis: Literal["node", "footprint"] = "node"
     kind: Literal["purchase", "rental"] = "purchase"
 
 

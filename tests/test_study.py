@@ -95,7 +95,7 @@ acuracy: {tasks: [add]}
         ({"cap": {"reference": "c"}}, "cap.reference", "a, b"),
         ({"cap": {"axes": {"cost": "tpot"}}}, "cap.axes.cost", "tpot_s"),
         ({"deadline_s": float("inf")}, "deadline_s", "finite"),
-        ({"cost": {"basis": "footprint"}}, "cost.basis", "node"),
+        ({"cost": {"basis": "footprnt"}}, "cost.basis", "footprint"),
         ({"arrival": "poisson"}, "arrival", "closed"),
         ({"peaks": "guessed"}, "peaks", "calibrated"),
         ({"prices": {"enrgy": {}}}, "prices.enrgy", "energy"),

@@ -6,13 +6,13 @@ one, each system enters a workload's only set at its feasible load with the most
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from moecap.errors import ConfigError
 from moecap.metrics.declare import METRICS, Direction
+from moecap.metrics.shown import Asked
 from moecap.records import CapSpec, Metric, PointSpec, SloSpec
 
 AXES = ("cost", "accuracy", "performance")
@@ -46,7 +46,7 @@ class _Entry:
     marks: list[str] = field(default_factory=list)
 
 
-def cap_of(points: Iterable[MeasuredPoint], spec: CapSpec, slo: SloSpec | None, peak_source: str) -> dict[str, Any]:
+def cap_of(points: Iterable[MeasuredPoint], spec: CapSpec, slo: SloSpec | None, asked: Asked) -> dict[str, Any]:
     """cap.json. ConfigError when an axis names no metric."""
     check_axes(spec)
     listed = list(points)
@@ -58,8 +58,8 @@ def cap_of(points: Iterable[MeasuredPoint], spec: CapSpec, slo: SloSpec | None, 
         by_workload.setdefault(one.point.workload.label, []).append(one)
     sets = []
     for workload, measured in by_workload.items():
-        for load, chosen, outside in _compared(measured, slo, peak_source):
-            entries = [_entry(one, accuracies.get(_system_of(one)), spec, peak_source) for one in chosen]
+        for load, chosen, outside in _compared(measured, slo, asked):
+            entries = [_entry(one, accuracies.get(_system_of(one)), spec, asked) for one in chosen]
             _normalise(entries, spec)
             documents = [_document(one, entries, spec) for one in entries]
             sets.append({"workload": workload, "load": load, "entries": documents, "outside": outside})
@@ -74,11 +74,10 @@ def check_axes(spec: CapSpec) -> None:
             raise ConfigError("is no metric", f"cap.axes.{axis}", getattr(spec, axis), f"use one of {known}")
 
 
-def find(rows: Iterable[Metric], name: str, peak_source: str) -> Metric | None:
+def find(rows: Iterable[Metric], name: str, asked: Asked) -> Metric | None:
     """The overall row of a metric: all phases, no task or tier; the mean where there are samples."""
     for row in rows:
-        whole = row.phase is None and row.peak_source in (None, peak_source) and row.stat in ("value", "mean")
-        if row.metric == name and whole and not json.loads(row.qualifiers).keys() & {"task", "tier", "form"}:
+        if row.metric == name and row.phase is None and row.stat in ("value", "mean") and asked.holds(row):
             return row
     return None
 
@@ -88,7 +87,7 @@ def _system_of(one: MeasuredPoint) -> tuple[str, str, str]:
 
 
 def _compared(
-    measured: Sequence[MeasuredPoint], slo: SloSpec | None, peak_source: str
+    measured: Sequence[MeasuredPoint], slo: SloSpec | None, asked: Asked
 ) -> list[tuple[str | None, list[MeasuredPoint], list[dict[str, str]]]]:
     """Load, points and what is left out with its reason, per compared set."""
     if slo is None:
@@ -101,17 +100,17 @@ def _compared(
     for one in measured:
         systems.setdefault(_system_of(one), []).append(one)
     for (model, system, device), loads in systems.items():
-        feasible = [one for one in loads if (_value(one, SLO_SHARE, peak_source) or 0.0) >= slo.share]
+        feasible = [one for one in loads if (_value(one, SLO_SHARE, asked) or 0.0) >= slo.share]
         if feasible:
-            chosen.append(max(feasible, key=lambda one: _value(one, THROUGHPUT, peak_source) or 0.0))
+            chosen.append(max(feasible, key=lambda one: _value(one, THROUGHPUT, asked) or 0.0))
         else:
             reason = f"no measured load meets the SLO for {slo.share:.0%} of its requests"
             outside.append({"model": model, "system": system, "device": device, "reason": reason})
     return [(None, chosen, outside)]
 
 
-def _value(one: MeasuredPoint, name: str, peak_source: str) -> float | None:
-    row = find(one.rows, name, peak_source)
+def _value(one: MeasuredPoint, name: str, asked: Asked) -> float | None:
+    row = find(one.rows, name, asked)
     return None if row is None else row.value
 
 
@@ -120,13 +119,13 @@ def _load(one: MeasuredPoint) -> str:
     return one.point.load.label
 
 
-def _entry(one: MeasuredPoint, accuracy: MeasuredPoint | None, spec: CapSpec, peak_source: str) -> _Entry:
+def _entry(one: MeasuredPoint, accuracy: MeasuredPoint | None, spec: CapSpec, asked: Asked) -> _Entry:
     """Raw values and intervals: an axis whose metric is of accuracy points is read there."""
     entry = _Entry(measured=one, raw={}, ci95={}, marks=list(one.marks))
     for axis in AXES:
         name = getattr(spec, axis)
         holder = accuracy if METRICS[name].kind == "accuracy" else one
-        row = None if holder is None else find(holder.rows, name, peak_source)
+        row = None if holder is None else find(holder.rows, name, asked)
         entry.raw[axis] = None if row is None else row.value
         known = row is not None and row.ci95_low is not None and row.ci95_high is not None
         entry.ci95[axis] = (row.ci95_low, row.ci95_high) if row is not None and known else None  # type: ignore[assignment]

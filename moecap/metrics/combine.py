@@ -34,7 +34,7 @@ class Measured:
     def key(self) -> tuple[str, str | None, str | None, str | None, str]:
         """What observations of several runs are matched by."""
         seen = self.observed
-        return self.declaration.name, seen.phase, seen.scope, seen.peak_source, qualifiers_json(seen)
+        return self.declaration.name, seen.phase, seen.scope, seen.peak_source, qualifiers_json([seen], told=False)
 
 
 def observe_run(run: RunView) -> list[Measured]:
@@ -84,7 +84,8 @@ def _rows(level: str, id_: str, group: Sequence[Measured]) -> Iterator[Metric]:
     elif first.largest is not None:
         yield _row(level, id_, group, max(one.observed.largest or 0.0 for one in group), None)
     else:
-        yield _row(level, id_, group, *_ratio_of_sums([one.observed for one in group]))
+        observed = [one.observed for one in group]
+        yield _row(level, id_, group, *_ratio_of_sums(observed), price_bounds=_price_bounds(observed))
 
 
 def _ratio_of_sums(observed: Sequence[Observed]) -> tuple[float, Interval]:
@@ -96,6 +97,15 @@ def _ratio_of_sums(observed: Sequence[Observed]) -> tuple[float, Interval]:
     if interval is None and error is not None:
         interval = value - NORMAL_QUANTILE * error, value + NORMAL_QUANTILE * error
     return value, interval
+
+
+def _price_bounds(observed: Sequence[Observed]) -> Interval:
+    """The ratio of sums at the low and at the high ends of the prices; None where no price is in it."""
+    bounds = [one.price_bounds for one in observed if one.price_bounds is not None]
+    if len(bounds) < len(observed):
+        return None
+    denominator = sum(one.denominator or 1.0 for one in observed)
+    return sum(low for low, _ in bounds) / denominator, sum(high for _, high in bounds) / denominator
 
 
 def _sample_stats() -> Iterator[tuple[str, Callable[[Floats], float]]]:
@@ -110,17 +120,23 @@ def _samples(one: Measured) -> Floats:
 
 
 def _row(
-    level: str, id_: str, group: Sequence[Measured], value: float | None, interval: Interval, *, stat: str = "value"
-) -> Metric:
+    level: str, id_: str, group: Sequence[Measured], value: float | None, interval: Interval, *, stat: str = "value",
+    price_bounds: Interval = None,
+) -> Metric:  # fmt: skip
     declaration, seen = group[0].declaration, group[0].observed
     return Metric(
         level=level, id=id_, metric=declaration.name, phase=seen.phase, scope=seen.scope, stat=stat,  # type: ignore[arg-type]
-        peak_source=seen.peak_source, qualifiers=qualifiers_json(seen), unit=declaration.unit, value=value,
+        peak_source=seen.peak_source, qualifiers=qualifiers_json([one.observed for one in group]),
+        unit=declaration.unit, value=value,
         missing_reason=seen.missing, n=sum(one.observed.n for one in group),
         ci95_low=interval[0] if interval else None, ci95_high=interval[1] if interval else None,
+        price_low=price_bounds[0] if price_bounds else None, price_high=price_bounds[1] if price_bounds else None,
     )  # fmt: skip
 
 
-def qualifiers_json(observed: Observed) -> str:
-    """Qualifiers as one canonical JSON object."""
-    return json.dumps(dict(observed.qualifiers), sort_keys=True)
+def qualifiers_json(observed: Sequence[Observed], *, told: bool = True) -> str:
+    """Qualifiers as one canonical JSON object; with what else is told, each thing that the observations tell once."""
+    stated = dict(observed[0].qualifiers)
+    for name in dict.fromkeys(name for one in observed for name in one.told if told):
+        stated[name] = " or ".join(dict.fromkeys(one.told[name] for one in observed if name in one.told))
+    return json.dumps(stated, sort_keys=True)

@@ -1,147 +1,111 @@
-"""Metrics of the cost axis: energy and money per token.
+"""Metrics of the cost axis: money per token, by every cost basis and price kind, the study's own first.
 
-`cost_basis: node`: the placed devices, and of the host the share that they (or the placed CPUs) are of all. Purchase
-spreads the price over lifetime and duty cycle and adds energy; rental is all there is to pay, energy is shown beside.
+`cost_basis: node`: the placed devices and their, or the placed CPUs', share of the host. `footprint`: the cheapest
+catalogue device that would have been enough, modelled. Purchase spreads the price over lifetime and duty cycle and
+adds energy; rental is all there is to pay, energy is shown beside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from moecap.metrics.declare import Observed, metric, ratio
-from moecap.metrics.performance import completed, output_tokens, total_tokens
+from moecap.hardware.catalogue import DeviceSpec, catalogue
+from moecap.metrics.cheapest_device import Chosen, cheapest_device
+from moecap.metrics.columns import NO_PASSES
+from moecap.metrics.declare import Observed, metric
+from moecap.metrics.energy import NO_TOKENS, Energy, filled_energy
+from moecap.metrics.performance import output_tokens, total_tokens
 from moecap.metrics.view import RunView
-from moecap.prices import Device, Host
+from moecap.prices.node import price_by_component, purchase_usd, rental_usd_per_hour
+from moecap.prices.uncertain import Uncertain, exactly
+from moecap.records import CostSpec
 
 HOURS_PER_YEAR = 365.25 * 24
 JOULES_PER_KWH = 3.6e6
-NO_TOKENS = "no output token in the window"
-MIN_SAMPLES = 3
-"""Readings inside a window without which its energy is not known."""
+WAYS = tuple(CostSpec(basis=basis, kind=kind) for basis in ("node", "footprint") for kind in ("purchase", "rental"))
+NOT_ENOUGH = "no priced catalogue device is rated for the memory, bandwidth and FLOP/s of this run"
+NO_LINK = "; more than one would need a known link rate"
+PAPER = "MoE-CAP (arXiv 2412.07067): the whole purchase price over the tokens of this window"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Energy:
-    """Energy of the window and where the number comes from."""
+class Hardware:
+    """What is charged: its price (purchase: USD, rental: USD per hour) and energy, or why they are unknown."""
 
-    joules: float | None
-    qualifiers: Mapping[str, str]
-    """energy_source, energy_scope."""
-    n: int
-    missing: str | None = None
-
-
-def energy_of(run: RunView) -> Energy:
-    """By the packages' (and DRAM's) energy counters where they were read, else estimated from the host's TDP.
-
-    The counters are those of the whole host. An estimate charges the placed share of the host's TDP, all the time.
-    """
-    counted = _counted_energy(run)
-    if counted is not None:
-        return counted
-    host, share = _host(run)
-    devices = _devices(run)
-    powers = [None if device is None else device.tdp_w for device in devices]
-    if host.tdp_w is None or None in powers:
-        key = {"energy_source": "missing"}
-        return Energy(joules=None, qualifiers=key, n=0, missing="no counter was readable, and no TDP is known")
-    watts = host.tdp_w * share + sum(power for power in powers if power is not None)
-    scope = "share of the host" + (" and its placed devices" if devices else "")
-    return Energy(joules=watts * run.window_s, qualifiers={"energy_source": "tdp_estimate", "energy_scope": scope}, n=0)
+    price: Uncertain | None
+    energy: Energy
+    missing: str = ""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """What it rests on."""
 
 
-def _counted_energy(run: RunView) -> Energy | None:
-    """Counter deltas over the window, interpolated between samples; None when the packages' counter wasn't read, or
-    when there are accelerators, which it doesn't cover."""
-    if run.manifest.placement.device_uuids:
-        return None
-    package = _delta(run, "package_energy_j")
-    if package is None:
-        return None
-    dram = _delta(run, "dram_energy_j")
-    scope = "CPU packages and DRAM" if dram is not None else "CPU packages (DRAM is not measured)"
-    joules = package[0] + (dram[0] if dram is not None else 0.0)
-    return Energy(joules=joules, qualifiers={"energy_source": "rapl", "energy_scope": scope}, n=package[1])
+def hardware_of(run: RunView, way: CostSpec) -> Hardware:
+    """The hardware that a run is charged for."""
+    if way.basis == "footprint":
+        return _footprint(run, way.kind)
+    price, missing = (purchase_usd if way.kind == "purchase" else rental_usd_per_hour)(run.placed)
+    return Hardware(price=price, energy=filled_energy(run), missing=missing, told={"prices": run.placed.labels})
 
 
-def _delta(run: RunView, counter: str) -> tuple[float, int] | None:
-    """Increase of a counter over the window, and the readings inside it; None without enough of them."""
-    table = run.run.hosts.select(["time_ns", counter]).drop_null()
-    times, values = table["time_ns"].to_numpy(), table[counter].to_numpy()
-    inside = int(run.inside(times).sum())
-    if inside < MIN_SAMPLES:
-        return None
-    start, end = np.interp(np.array(run.window_ns), times, values)
-    return float(end - start), inside
+def _footprint(run: RunView, kind: str) -> Hardware:
+    """The cheapest device that would have been enough, at its TDP all the time."""
+
+    def price_of(spec: DeviceSpec) -> Uncertain | None:
+        priced = run.prices.device(spec.key)
+        if priced is None:
+            return None
+        return priced.price_usd if kind == "purchase" else priced.rental_usd_per_hour
+
+    nothing = Energy(joules=None, qualifiers={"energy_source": "missing"}, n=0, missing=NO_PASSES)
+    if run.needs is None:
+        return Hardware(price=None, energy=nothing, missing=NO_PASSES)
+    count, link = len(run.manifest.placement.device_uuids) or 1, _rated_link(run)
+    chosen = cheapest_device(run.needs, catalogue().values(), price_of, num_devices=count, link_bytes_per_s=link)
+    if chosen is None:
+        missing = NOT_ENOUGH + (NO_LINK if count > 1 and link is None else "")
+        return Hardware(price=None, energy=nothing, missing=missing)
+    priced = run.prices.device(chosen.spec.key)
+    assert priced is not None, "it was chosen for its price"
+    labels = ", ".join(filter(None, (priced.label, run.prices.ranges_told(chosen.spec.key))))
+    told = {"prices": labels, "device": chosen.label, "modelled": "by ratings, without a host"}
+    return Hardware(price=chosen.price, energy=_at_tdp(chosen, priced.tdp_w, run.window_s), told=told)
 
 
-def _host(run: RunView) -> tuple[Host, float]:
-    """The host's entry in the prices, and the share of it that the placement takes: of the node, by devices or CPUs;
-    the node itself is the share of the priced host that its CPUs are."""
-    node, placement = run.manifest.node, run.manifest.placement
-    host = run.prices.host(node.hostname, node.cpu_model)
-    whole_node = node.num_cpus / (host.num_cpus or node.num_cpus)
-    if placement.device_uuids:
-        return host, whole_node * len(placement.device_uuids) / len(node.devices)
-    return host, whole_node * placement.num_cpus / node.num_cpus
+def _at_tdp(chosen: Chosen, tdp_w: float | None, seconds: float) -> Energy:
+    if tdp_w is None:
+        why = f"the TDP of {chosen.spec.key} is unknown"
+        return Energy(joules=None, qualifiers={"energy_source": "missing"}, n=0, missing=why)
+    key = {"energy_source": "tdp_estimate", "energy_scope": "the device"}
+    return Energy(joules=chosen.count * tdp_w * seconds, qualifiers=key, n=0)
 
 
-def _devices(run: RunView) -> list[Device | None]:
-    """Entries of the placed accelerators; None for one that has no price anywhere."""
-    placed = [device for device in run.manifest.node.devices if device.uuid in run.manifest.placement.device_uuids]
-    return [run.prices.device(device.key or device.name) for device in placed]
+def _rated_link(run: RunView) -> float | None:
+    """Fastest that the placed devices can have exchanged data at: no record tells how fast they did."""
+    node, uuids = run.manifest.node, run.manifest.placement.device_uuids
+    rows = [catalogue().get(one.key or "") for one in node.devices if one.uuid in uuids]
+    rated = [None if row is None else row.link_bytes_per_s for row in rows]
+    known = [rate for rate in rated if rate is not None]
+    return max(known) if known and len(known) == len(rated) else None
 
 
-def _hardware_usd_per_s(run: RunView) -> tuple[float | None, str, str]:
-    """USD per second of the placed hardware, what it rests on, and why it is unknown."""
-    host, share = _host(run)
-    devices = _devices(run)
-    parts = [(host, share)] + [(device, 1.0) for device in devices]
-    if None in devices:
-        return None, "", "a placed device has no price in the catalogue; add it to prices.devices"
-    labels = ", ".join(dict.fromkeys(part.label for part, _ in parts if part is not None))
-    if run.cost.kind == "rental":
-        hourly = [(part.rental_usd_per_hour, weight) for part, weight in parts if part is not None]
-        if any(rate is None for rate, _ in hourly):
-            return None, labels, f"no rental price is known ({labels})"
-        return sum((rate or 0.0) * weight for rate, weight in hourly) / 3600, labels, ""
-    prices = [(part.price_usd, weight) for part, weight in parts if part is not None]
-    if any(price is None for price, _ in prices):
-        return None, labels, f"no price is known ({labels})"
+def _ways(asked: CostSpec) -> Iterator[CostSpec]:
+    """Every cost basis and price kind, the asked one first."""
+    yield asked
+    yield from (way for way in WAYS if way != asked)
+
+
+def _hardware_usd(run: RunView, price: Uncertain, kind: str) -> Uncertain:
+    """Its share of the window: a rent's, or a purchase's over lifetime and duty cycle."""
+    if kind == "rental":
+        return price * (run.window_s / 3600)
     ownership = run.prices.ownership
-    used_s = ownership.lifetime_years * HOURS_PER_YEAR * 3600 * ownership.duty_cycle
-    total = sum((price or 0.0) * weight for price, weight in prices)
-    return total / used_s, f"{labels}; {ownership.label}", ""
+    return price * (run.window_s / (ownership.lifetime_years * HOURS_PER_YEAR * 3600 * ownership.duty_cycle))
 
 
-def _energy_usd(run: RunView) -> tuple[float | None, Energy]:
-    """What the window's energy costs, site losses included."""
-    energy, price = energy_of(run), run.prices.energy
-    if energy.joules is None:
-        return None, energy
-    return energy.joules * price.pue / JOULES_PER_KWH * price.usd_per_kwh, energy
-
-
-@metric("energy_j_per_output_token", unit="J", direction="lower", needs=("requests",))
-def energy_j_per_output_token(run: RunView) -> Iterator[Observed]:
-    """Energy of the window / output tokens of the window."""
-    yield _energy_over(run, output_tokens(run), NO_TOKENS)
-
-
-@metric("energy_j_per_request", unit="J", direction="lower", needs=("requests",))
-def energy_j_per_request(run: RunView) -> Iterator[Observed]:
-    """Energy of the window / requests that completed in it."""
-    yield _energy_over(run, float(completed(run)), "no request completed in the window")
-
-
-def _energy_over(run: RunView, count: float, why_zero: str) -> Observed:
-    energy = energy_of(run)
-    if energy.joules is None:
-        return Observed(missing=energy.missing, qualifiers=energy.qualifiers)
-    return ratio(energy.joules, count, n=energy.n, why_zero=why_zero, qualifiers=energy.qualifiers)
+def _energy_usd(run: RunView, joules: float) -> Uncertain:
+    """What energy costs, site losses included."""
+    return run.prices.energy.usd_per_kwh * run.prices.energy.pue * (joules / JOULES_PER_KWH)
 
 
 def _per_million(
@@ -150,24 +114,41 @@ def _per_million(
     """USD per million tokens of hardware, of energy, or of both; with rental, both are the hardware alone."""
 
     def observe(run: RunView) -> Iterator[Observed]:
-        qualifiers: dict[str, str] = {"cost_basis": run.cost.basis, "price_kind": run.cost.kind}
-        usd, missing, n = 0.0, "", 0
-        if hardware:
-            rate, rests_on, missing = _hardware_usd_per_s(run)
-            usd += (rate or 0.0) * run.window_s
-            qualifiers["prices"] = rests_on
-        if energy and not (hardware and run.cost.kind == "rental"):
-            spent, found = _energy_usd(run)
-            usd, n = usd + (spent or 0.0), found.n
-            missing = missing or found.missing or ""
-            qualifiers |= {**found.qualifiers, "energy_price": run.prices.energy.label}
-        if missing:
-            yield Observed(missing=missing, qualifiers=qualifiers)
-        else:
-            millions = tokens_of(run) / 1e6
-            yield ratio(usd, millions, n=n or len(run.requests), why_zero=NO_TOKENS, qualifiers=qualifiers)
+        tokens = tokens_of(run)
+        for way in _ways(run.cost):
+            yield _charged(run, way, tokens / 1e6, hardware, energy and not (hardware and way.kind == "rental"))
 
     return observe
+
+
+def _charged(run: RunView, way: CostSpec, millions: float, hardware: bool, energy: bool) -> Observed:
+    """USD of the chosen parts over a number of tokens."""
+    found, usd, missing, n = hardware_of(run, way), exactly(0.0), "", 0
+    qualifiers: dict[str, str] = {"cost_basis": way.basis, "price_kind": way.kind}
+    told = {name: text for name, text in found.told.items() if hardware or name != "prices"}
+    if hardware:
+        missing = found.missing
+        usd += exactly(0.0) if found.price is None else _hardware_usd(run, found.price, way.kind)
+        if way.kind == "purchase" and told:
+            told["prices"] += f"; {run.prices.ownership.label}"
+    if energy:
+        missing = missing or found.energy.missing or ""
+        usd += _energy_usd(run, found.energy.joules or 0.0)
+        n = found.energy.n
+        qualifiers |= found.energy.qualifiers
+        told["energy_price"] = run.prices.energy.label
+    return _usd_over(usd, millions, missing, n=n or len(run.requests), qualifiers=qualifiers, told=told)
+
+
+def _usd_over(
+    usd: Uncertain, count: float, missing: str, *, n: int, qualifiers: Mapping[str, str], told: Mapping[str, str]
+) -> Observed:
+    """A price over a count, with its bounds; or the first reason why it is unknown."""
+    if missing or count <= 0:
+        return Observed(missing=missing or NO_TOKENS, qualifiers=qualifiers, told=told)
+    return Observed(
+        numerator=usd.value, denominator=count, price_bounds=usd.bounds, n=n, qualifiers=qualifiers, told=told
+    )
 
 
 for _tokens, _of in (("output", output_tokens), ("total", total_tokens)):
@@ -175,3 +156,34 @@ for _tokens, _of in (("output", output_tokens), ("total", total_tokens)):
         metric(f"{_prefix}usd_per_million_{_tokens}_tokens", unit="USD", direction="lower", needs=("requests",))(
             _per_million(_of, hardware=_hardware, energy=_energy)
         )
+
+
+@metric("hardware_price_usd", unit="USD", direction="lower", needs=())
+def hardware_price_usd(run: RunView) -> Iterator[Observed]:
+    """Purchase price of the hardware charged, and of its components."""
+    for basis in dict.fromkeys(way.basis for way in _ways(run.cost)):
+        found = hardware_of(run, CostSpec(basis=basis, kind="purchase"))
+        usd = found.price or exactly(0.0)
+        yield _usd_over(usd, 1.0, found.missing, n=1, qualifiers={"cost_basis": basis}, told=found.told)
+    for component, price in price_by_component(run.placed.parts).items():
+        key = {"cost_basis": "node", "component": component}
+        yield _usd_over(
+            price or exactly(0.0), 1.0, "" if price else "its price is unknown", n=1, qualifiers=key, told={}
+        )
+
+
+@metric("moe_cap_usd_per_token", unit="USD", direction="lower", needs=("requests",))
+def moe_cap_usd_per_token(run: RunView) -> Iterator[Observed]:
+    """MoE-CAP's C_token = (C_hardware + C_energy x price) / (T_token x R), for comparison with the paper alone.
+
+    C_hardware is the whole purchase price of the placed hardware, C_energy in kWh without site losses. T_token is taken
+    as output tokens per second and R, which the paper leaves open, as the window's seconds: T_token x R output tokens.
+    """
+    found = hardware_of(run, CostSpec(basis="node", kind="purchase"))
+    kwh = (found.energy.joules or 0.0) / JOULES_PER_KWH
+    usd = (found.price or exactly(0.0)) + run.prices.energy.usd_per_kwh * kwh
+    told = {**found.told, "formula": PAPER, "R": "seconds of the window"}
+    missing = found.missing or found.energy.missing or ""
+    yield _usd_over(
+        usd, output_tokens(run), missing, n=len(run.requests), qualifiers=found.energy.qualifiers, told=told
+    )

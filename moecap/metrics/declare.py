@@ -32,8 +32,13 @@ class Observed:
     scope: Literal["paper", "physical"] | None = None
     peak_source: str | None = None
     qualifiers: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict)
+    """Published with the qualifiers, but no part of what runs are matched by: what a value rests on may differ between
+    them, and then the row names each."""
     numerator: float | None = None
     denominator: float | None = None
+    price_bounds: tuple[float, float] | None = None
+    """The numerator at the low and at the high ends of the prices."""
     samples: Floats | None = None
     largest: float | None = None
     missing: str | None = None
@@ -48,6 +53,8 @@ class Observed:
         given = [self.numerator is not None, self.samples is not None, self.largest is not None, bool(self.missing)]
         if sum(given) != 1 or (self.numerator is None) != (self.denominator is None):
             raise ValueError(f"an observation is one of ratio, samples, largest or missing: {self}")
+        if self.price_bounds is not None and self.numerator is None:
+            raise ValueError(f"only a ratio's numerator has price bounds: {self}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from moecap.metrics import accuracy, cost, footprint, performance, utilisation
+from moecap.metrics import accuracy, cost, energy, footprint, performance, utilisation
 from moecap.metrics.cap import MeasuredPoint, cap_of, check_axes
 from moecap.metrics.combine import Measured, observe_run, point_rows, run_rows
 from moecap.metrics.declare import METRICS
 from moecap.metrics.marks import marks_of
+from moecap.metrics.shown import asked_by
 from moecap.metrics.view import RunView
 from moecap.prices import load_prices
 from moecap.records import CostSpec, Metric, StudyPlan
 from moecap.store import RunData
 
-AXES = (performance, utilisation, footprint, cost, accuracy)
+AXES = (performance, utilisation, footprint, energy, cost, accuracy)
 """Modules whose import declares the metrics."""
 HEADLINE = {"output_tokens_per_s": "value", "ttft_s": "p50", "tpot_s": "p50", "accuracy": "value"}
 
@@ -63,7 +64,7 @@ def reduce_runs(runs: Iterable[RunData], plan: StudyPlan) -> Reduction:
         if (point_id := spec.point_id) in gathered and point_id not in plan.dropped_points
     ]  # fmt: skip
     every_row = (*rows, *(row for point in of_points.values() for row in point))
-    return Reduction(metrics=every_row, cap=cap_of(measured_points, plan.cap, plan.slo, plan.peaks))
+    return Reduction(metrics=every_row, cap=cap_of(measured_points, plan.cap, plan.slo, asked_by(plan)))
 
 
 def metric_names() -> tuple[str, ...]:

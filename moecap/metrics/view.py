@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat
+from moecap.metrics.needs import Needs, needs_of
 from moecap.metrics.work import PassWork, pass_work
 from moecap.prices import Prices
+from moecap.prices.node import Placed, placed_on
 from moecap.records import CostSpec, Manifest, Peaks, SloSpec
 from moecap.store import RunData
 
@@ -94,6 +96,16 @@ class RunView:
     def work(self) -> PassWork:
         """Bytes and FLOPs of the counted passes."""
         return pass_work(self.shape, self.held, self.passes, self.routing)
+
+    @cached_property
+    def needs(self) -> Needs | None:
+        """What the counted passes needed of the hardware; None without any."""
+        return needs_of(self.shape, self.held, self.passes, self.work) if len(self.passes) else None
+
+    @cached_property
+    def placed(self) -> Placed:
+        """The placement's share of its node, in priced parts."""
+        return placed_on(self.manifest.node, self.manifest.placement, self.prices)
 
     @cached_property
     def expert_tokens(self) -> Ints:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from moecap.metrics.shown import asked_by
 from moecap.records import Metric, StudyPlan
 from moecap.report.format import UNKNOWN, byte_count, half_width, number, with_half_width
 from moecap.report.index import Entry, EntryPoints, MetricIndex, entry_labels, entry_points, set_names, set_title
@@ -30,6 +31,7 @@ class Column:
     interval: bool = False
 
 
+COST = "usd_per_million_output_tokens"
 COLUMNS = (
     Column(title="output", unit="tok/s", metric="output_tokens_per_s", interval=True),
     Column(title="TTFT", unit="p50 ms", metric="ttft_s", stat="p50", scale=1e3),
@@ -38,7 +40,7 @@ COLUMNS = (
     Column(title="memory", unit="", metric="memory_bytes"),
     Column(title="S-MBU", unit="%", metric="s_mbu", scale=100),
     Column(title="S-MFU", unit="%", metric="s_mfu", scale=100),
-    Column(title="cost", unit="$/1M out", metric="usd_per_million_output_tokens"),
+    Column(title="cost", unit="$/1M out", metric=COST),
     Column(title="energy", unit="J/token", metric="energy_j_per_output_token"),
 )
 HEADERS = (("system", ""), *((one.title, one.unit) for one in COLUMNS), ("CAP", "area"), ("class", ""), ("Pareto", ""))
@@ -64,7 +66,7 @@ class Comparison:
 
 def compare(metrics: Sequence[Metric], cap: Mapping[str, Any], plan: StudyPlan) -> Comparison:
     """What the study found, ready to be laid out."""
-    index, notes = MetricIndex(metrics, plan.peaks), _Notes()
+    index, notes = MetricIndex(metrics, asked_by(plan)), _Notes()
     names = set_names(cap["sets"])
     sections = tuple(_section(one, name, index, plan, notes) for one, name in zip(cap["sets"], names, strict=True))
     notes.left_out = _left_out(cap, plan)
@@ -147,7 +149,10 @@ class _Told:
         """What a shown value rests on."""
         self.notes.interval |= half_width(row) is not None
         self.notes.peaks |= row.peak_source is not None
-        axis = {"usd_per_million_output_tokens": "cost", "energy_j_per_output_token": "energy"}.get(row.metric)
+        if row.metric == COST and row.value and row.price_low is not None and row.price_high is not None:
+            span = f"{row.price_low / row.value:.2g} to {row.price_high / row.value:.2g}"
+            self.notes.spans.setdefault(span, {})[self.system, self.compared] = None
+        axis = {COST: "cost", "energy_j_per_output_token": "energy"}.get(row.metric)
         stated = json.loads(row.qualifiers or "{}")
         if axis is not None and stated:
             words = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in sorted(stated.items()))
@@ -164,6 +169,8 @@ class _Notes:
         """Mark -> (system, compared set)."""
         self.bases: dict[str, None] = {}
         self.left_out: list[str] = []
+        self.spans: dict[str, dict[tuple[str, str], None]] = {}
+        """Cost at the ends of its prices, as shares of what is shown -> (system, compared set)."""
         self.interval = self.peaks = False
         self._entries: dict[tuple[str, str], None] = {}
 
@@ -179,6 +186,8 @@ class _Notes:
         if self.peaks:
             yield f"S-MBU and S-MFU are shares of {plan.peaks} peaks"
         yield from self.bases
+        for span, holders in self.spans.items():
+            yield f"cost at the low and high ends of its prices: {span} times what is shown ({self._where(holders)})"
         for mark, holders in self.marks.items():
             yield f"{mark} ({self._where(holders)})"
         for (reason, titles), holders in self._grouped().items():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moecap.metrics.shown import Asked
 from moecap.records import Metric, PointSpec, StudyPlan
 
 Entry = Mapping[str, Any]
@@ -16,12 +16,11 @@ Entry = Mapping[str, Any]
 class MetricIndex:
     """Point-level rows by point, metric, statistic and phase."""
 
-    def __init__(self, metrics: Iterable[Metric], peaks: str) -> None:
-        """`peaks`: the peak source that the study reports; rows against other peaks are not found."""
+    def __init__(self, metrics: Iterable[Metric], asked: Asked) -> None:
+        """Rows that are not `asked` for (against other peaks, charged in other ways) are not found."""
         self._rows: dict[tuple[str, str, str, str | None], Metric] = {}
         for row in metrics:
-            detailed = json.loads(row.qualifiers or "{}").keys() & {"task", "tier"}
-            if row.level == "point" and not detailed and row.peak_source in (None, peaks):
+            if row.level == "point" and asked.holds(row):
                 self._rows.setdefault((row.id, row.metric, row.stat, row.phase), row)
 
     def find(

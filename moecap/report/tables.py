@@ -30,7 +30,7 @@ def write_json(metrics: Sequence[Metric], path: Path) -> None:
 
 def write_markdown(metrics: Sequence[Metric], plan: StudyPlan, path: Path) -> None:
     """Point-level rows, rounded; an unknown value is `–` with its reason."""
-    headers = ("point", "metric", "phase", "stat", "peaks", "qualifiers", "value", "95 % interval", "n")
+    headers = ("point", "metric", "phase", "stat", "peaks", "qualifiers", "value", "95 % interval", "price range", "n")
     labels = point_labels(plan)
     rows = [_cells(row, labels.get(row.id, f"{row.id} (dropped)")) for row in metrics if row.level == "point"]
     path.write_text(f"# {markdown_cell(plan.name)}: metrics by point\n\n{markdown_table(headers, rows)}\n", "utf-8")
@@ -47,11 +47,11 @@ def _cells(row: Metric, label: str) -> tuple[str, ...]:
     stated = ", ".join(f"{key} {value}" for key, value in sorted(json.loads(row.qualifiers or "{}").items()))
     return (
         label, row.metric, row.phase or "all", row.stat, row.peak_source or "", stated, value,
-        _interval(row), str(row.n),
+        _interval(row, row.ci95_low, row.ci95_high), _interval(row, row.price_low, row.price_high), str(row.n),
     )  # fmt: skip
 
 
-def _interval(row: Metric) -> str:
-    if row.ci95_low is None or row.ci95_high is None:
+def _interval(row: Metric, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
         return ""
-    return " to ".join(quantity(row.metric, end, row.unit) for end in (row.ci95_low, row.ci95_high))
+    return " to ".join(quantity(row.metric, end, row.unit) for end in (low, high))

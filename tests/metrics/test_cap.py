@@ -9,9 +9,11 @@ from hand_made import accuracy_point, performance_point
 from moecap.errors import ConfigError
 from moecap.metrics.cap import MeasuredPoint, cap_of
 from moecap.metrics.reduce import AXES
+from moecap.metrics.shown import Asked
 from moecap.records import CapSpec, Metric, SloSpec
 
 assert AXES
+ASKED = Asked(peak_source="calibrated")
 COST, ACCURACY, SPEED = "usd_per_million_output_tokens", "accuracy", "output_tokens_per_s"
 
 
@@ -41,7 +43,7 @@ def system(
 
 
 def entries(*systems: list[MeasuredPoint], spec: CapSpec | None = None) -> dict[str, dict[str, Any]]:
-    cap = cap_of([one for points in systems for one in points], spec or CapSpec(), None, "calibrated")
+    cap = cap_of([one for points in systems for one in points], spec or CapSpec(), None, ASKED)
     assert len(cap["sets"]) == 1
     return {one["system"]: one for one in cap["sets"][0]["entries"]}
 
@@ -110,7 +112,7 @@ def test_against_a_reference() -> None:
         *(replace(one, device="gpu") for one in system("r", 4.0, 0.8, 50.0)),
         *(replace(one, device="gpu") for one in system("a", 8.0, 0.4, 100.0)),
     ]  # fmt: skip
-    both = cap_of(unlike, spec, None, "calibrated")["sets"][0]["entries"]
+    both = cap_of(unlike, spec, None, ASKED)["sets"][0]["entries"]
     assert [(one["device"], one["normalised"]["cost"]) for one in both if one["system"] == "a"] == [
         ("cpu", 1.0), ("gpu", 0.5)  # each against the reference on its own device
     ]  # fmt: skip
@@ -121,7 +123,7 @@ def test_against_a_reference() -> None:
 
 def test_every_load_is_a_set_without_an_slo() -> None:
     points = [*system("a", 1.0, 0.9, 50.0), *system("a", 0.5, None, 90.0, concurrency=4)]
-    cap = cap_of(points, CapSpec(), None, "calibrated")
+    cap = cap_of(points, CapSpec(), None, ASKED)
     assert [one["load"] for one in cap["sets"]] == ["concurrency=2", "concurrency=4"]
     assert cap["sets"][1]["entries"][0]["raw"]["accuracy"] == 0.9  # accuracy joins by system
 
@@ -133,7 +135,7 @@ def test_with_an_slo_each_system_enters_at_its_fastest_feasible_load() -> None:
         *system("a", 0.5, None, 200.0, concurrency=8, slo_share=0.98),
         *system("b", 2.0, 0.8, 60.0, slo_share=0.5),
     ]
-    cap = cap_of(points, CapSpec(), SloSpec(ttft_s=1.0), "calibrated")
+    cap = cap_of(points, CapSpec(), SloSpec(ttft_s=1.0), ASKED)
     (only,) = cap["sets"]
     assert only["load"] is None
     assert [(one["system"], one["load"], one["raw"]["cost"]) for one in only["entries"]] == [
@@ -153,7 +155,7 @@ def test_an_axis_can_be_any_metric_and_its_direction_counts() -> None:
         )
         for name, tpot in (("a", 0.01), ("b", 0.03))
     ]  # fmt: skip
-    found = {one["system"]: one for one in cap_of(points, spec, None, "calibrated")["sets"][0]["entries"]}
+    found = {one["system"]: one for one in cap_of(points, spec, None, ASKED)["sets"][0]["entries"]}
     assert found["a"]["normalised"]["performance"] == 1.0 and found["b"]["normalised"]["performance"] == 0.0
     with pytest.raises(ConfigError, match=r"cap\.axes\.cost.*no_such"):
-        cap_of(points, CapSpec(cost="no_such"), None, "calibrated")
+        cap_of(points, CapSpec(cost="no_such"), None, ASKED)

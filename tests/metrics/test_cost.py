@@ -8,7 +8,8 @@ from hand_made import NODE, a_run, host, request, view
 from moecap.errors import ConfigError
 from moecap.metrics.declare import METRICS, Observed
 from moecap.metrics.reduce import AXES
-from moecap.prices import UNKNOWN_HOST, load_prices
+from moecap.prices import load_prices
+from moecap.prices.uncertain import exactly
 from moecap.records import CostSpec, DeviceInfo, NodeInfo, Placement
 
 assert AXES
@@ -21,9 +22,18 @@ PRICED: dict[str, Any] = {
 YEAR_S = 365.25 * 24 * 3600
 
 
-def seen(name: str, *, cost: CostSpec | None = None, prices: dict[str, Any] | None = None, **run: Any) -> Observed:
+def every(
+    name: str, *, cost: CostSpec | None = None, prices: dict[str, Any] | None = None, **run: Any
+) -> list[Observed]:
     found = a_run(requests=REQUESTS, **run)
-    (one,) = METRICS[name].observe(view(found, cost=cost, **(PRICED if prices is None else prices)))
+    return list(METRICS[name].observe(view(found, cost=cost, **(PRICED if prices is None else prices))))
+
+
+def seen(name: str, *, cost: CostSpec | None = None, **how: Any) -> Observed:
+    """The observation of the asked way; where every way is observed, it is the first."""
+    asked = cost or CostSpec()
+    one, *others = every(name, cost=cost, **how)
+    assert others == [] or (one.qualifiers["cost_basis"], one.qualifiers["price_kind"]) == (asked.basis, asked.kind)
     return one
 
 
@@ -70,7 +80,8 @@ def test_purchase_by_hand() -> None:
     assert value("usd_per_million_total_tokens") == pytest.approx((hardware + energy) / 14e-6)
     stated = seen("usd_per_million_output_tokens").qualifiers
     assert stated["cost_basis"] == "node" and stated["price_kind"] == "purchase"
-    assert stated["prices"] == "bench; by hand" and stated["energy_price"] == "mains"
+    told = seen("usd_per_million_output_tokens").told
+    assert told == {"prices": "bench; by hand", "energy_price": "mains"}
 
 
 def test_rental_is_all_there_is_to_pay() -> None:
@@ -84,14 +95,24 @@ def test_rental_is_all_there_is_to_pay() -> None:
     )
 
 
-def test_an_unknown_host_is_charged_as_a_share_of_a_labelled_server() -> None:
-    default = load_prices({}).hosts[UNKNOWN_HOST]
-    ownership = load_prices({}).ownership
-    per_s = default.price_usd / (ownership.lifetime_years * YEAR_S * ownership.duty_cycle)
-    assert default.num_cpus is not None
-    expected = per_s * 2 / default.num_cpus * 10 / 4e-6
-    assert value("hardware_usd_per_million_output_tokens", prices={}) == pytest.approx(expected)
-    assert "unknown-host-default" in seen("usd_per_million_output_tokens", prices={}).qualifiers["prices"]
+def test_an_unknown_host_is_the_sum_of_components_of_a_labelled_server() -> None:
+    """2 of the node's 4 CPUs, of a server of 384: 1/192 of 2 x 11,805 (CPUs) + 3,840 x 0.2 (SSD) + 2,500 (board) +
+    1,000 (network) = 27,878 USD, and half of the node's own 16 GiB at 20 USD/GB: 305.198 USD, over 4 years at 60 %."""
+    usd = 27_878 / 192 + 160
+    per_s = usd / (4 * YEAR_S * 0.6)
+    assert value("hardware_usd_per_million_output_tokens", prices={}) == pytest.approx(per_s * 10 / 4e-6)
+    told = seen("usd_per_million_output_tokens", prices={}).told["prices"]
+    assert told.startswith(
+        "unknown-host-default, by share of a server's 384 CPUs: cpu 2 x 11,805 USD + dram of the node"
+    )
+    assert "network 1,000 USD, default: catalogue prices within a factor of 0.83 to 1.33" in told
+    by_component = {
+        one.qualifiers.get("component"): one.numerator for one in every("hardware_price_usd", prices={})
+        if one.qualifiers["cost_basis"] == "node"
+    }  # fmt: skip
+    assert by_component == pytest.approx(
+        {None: usd, "cpu": 23_610 / 192, "dram": 160, "ssd": 4.0, "board": 2500 / 192, "network": 1000 / 192}
+    )
 
 
 def accelerated(key: str | None, price: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -106,11 +127,15 @@ def accelerated(key: str | None, price: dict[str, Any] | None = None) -> dict[st
 
 def test_a_placed_device_is_charged_with_its_share_of_the_host() -> None:
     """One of four devices of 31557.6 USD (1e-3 USD/s) and a quarter of the host (1e-4 USD/s); 40 W and a quarter of
-    100 W; the packages' counters don't cover the device."""
+    100 W, or of what the packages' counters say, 20 W: the device itself is an estimate in both."""
     how = accelerated("dev", {"price_usd": 31557.6, "tdp_w": 40.0, "label": "card"})
     hosts = tuple(host(t, package_energy_j=20.0 * t) for t in (-1, 1, 5, 9, 11))
     assert value("hardware_usd_per_million_output_tokens", **how) == pytest.approx((1e-3 + 0.25e-4) * 10 / 4e-6)
-    assert value("energy_j_per_output_token", hosts=hosts, **how) == pytest.approx((40 + 25) * 10 / 4)
+    assert value("energy_j_per_output_token", **how) == pytest.approx((40 + 25) * 10 / 4)
+    assert value("energy_j_per_output_token", hosts=hosts, **how) == pytest.approx((40 + 5) * 10 / 4)
+    stated = seen("energy_j_per_output_token", hosts=hosts, **how).qualifiers
+    assert stated["energy_source"] == "tdp_estimate"
+    assert stated["energy_scope"] == "CPU packages; by TDP: placed devices (DRAM is not measured)"
 
 
 def test_a_node_with_devices_is_its_share_of_a_priced_server_too() -> None:
@@ -132,7 +157,7 @@ def test_no_token_no_cost() -> None:
 
 def test_overrides_merge_and_are_labelled() -> None:
     prices = load_prices({"energy": {"usd_per_kwh": 0.2}})
-    assert prices.energy.usd_per_kwh == 0.2 and prices.energy.pue == load_prices({}).energy.pue
+    assert prices.energy.usd_per_kwh == exactly(0.2) and prices.energy.pue == load_prices({}).energy.pue
     assert prices.energy.label.endswith("changed by the study")
     assert prices.ownership == load_prices({}).ownership
     assert load_prices({"hosts": {"h": PRICED["hosts"]["h"]}}).host("h", "c").label == "bench"
@@ -145,6 +170,16 @@ def test_overrides_merge_and_are_labelled() -> None:
         ({"enrgy": {}}, "prices.enrgy", "{}"),
         ({"energy": {"pue": 0.5}}, "prices.energy.pue", "0.5"),
         ({"hosts": {"h": {"price_usd": -1, "label": "x"}}}, "prices.hosts.h.price_usd", "-1"),
+        ({"hosts": {"h": {"price_usd": {"value": 2, "low": 3, "high": 4}, "label": "x"}}}, "price_usd", "'low': 3"),
+        ({"hosts": {"h": {"price_usd": {"valu": 2}, "label": "x"}}}, "price_usd", "'valu': 2"),
+        ({"hosts": {"h": {"components": {"cpu": {"catalogue": "amd-epyc"}}, "label": "x"}}}, "cpu.catalogue", "9654"),
+        (
+            {"hosts": {"h": {"components": {"disk": {"price_usd": 1}}, "label": "x"}}},
+            "components.disk",
+            "'cpu', 'dram'",
+        ),
+        ({"hosts": {"h": {"components": {"ssd": {"price_usd_per_gb": 1}}, "label": "x"}}}, "hosts.h", "write gb"),
+        ({"catalogue": {"price_range": [1.1, 2]}}, "prices.catalogue.price_range", "1.1"),
     ],
 )
 def test_wrong_prices_name_key_value_and_remedy(changes: dict[str, Any], key: str, shown: str) -> None:
@@ -156,5 +191,29 @@ def test_wrong_prices_name_key_value_and_remedy(changes: dict[str, Any], key: st
 
 def test_every_default_says_that_it_is_one() -> None:
     prices = load_prices({})
-    labels = [prices.energy.label, prices.ownership.label, *(one.label for one in prices.hosts.values())]
+    labels = [
+        prices.energy.label,
+        prices.ownership.label,
+        prices.catalogue.label,
+        *(one.label for one in prices.hosts.values()),
+    ]
     assert all("default" in label for label in labels)
+
+
+def test_a_host_s_one_price_replaces_its_components_and_the_other_way_round() -> None:
+    one = load_prices({"hosts": {"unknown-host-default": {"price_usd": 5000, "tdp_w": 300}}}).hosts[
+        "unknown-host-default"
+    ]
+    assert (one.price_usd, one.components, one.num_cpus) == (exactly(5000), {}, 384)
+    assert one.label.endswith("changed by the study")
+
+
+def test_a_device_priced_by_the_study_keeps_what_the_catalogue_knows_beside() -> None:
+    """H100 SXM: 700 W, 3.29 USD per hour of a whole instance, 30,000 USD (0.83 to 1.33 of it) by the catalogue."""
+    key = "nvidia-h100-sxm5-80gb"
+    bought = load_prices({"devices": {key: {"price_usd": 25_000, "label": "offer"}}}).device(key)
+    assert bought is not None and bought.price_usd == exactly(25_000) and bought.tdp_w == 700
+    assert bought.rental_includes_host and "offer; rental_usd_per_hour and tdp_w: hardware catalogue" in bought.label
+    rented = load_prices({"devices": {key: {"rental_usd_per_hour": 2, "label": "offer"}}}).device(key)
+    assert rented is not None and rented.rental_usd_per_hour == exactly(2) and not rented.rental_includes_host
+    assert rented.price_usd is not None and rented.price_usd.bounds == pytest.approx((24_900, 39_900))

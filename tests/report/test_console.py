@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from study_in_hand import WORKLOAD, accuracy_point, cap_of, entry, performance_point, plan_of, row
 
-from moecap.records import Metric, PointSpec, SloSpec, StudyPlan
+from moecap.records import CostSpec, Metric, PointSpec, SloSpec, StudyPlan
 from moecap.report import console_table
 
 FAST, SLOW = performance_point("fast", 1), performance_point("slow", 1)
@@ -73,6 +73,25 @@ def test_a_mark_is_told_once_with_where_it_holds() -> None:
 
 def test_what_a_cost_rests_on_is_told() -> None:
     assert "cost - cost basis: node" in console_table(rows_of_fast(), CAP, PLAN)
+
+
+def test_the_ends_of_the_prices_are_told_as_shares_of_the_cost() -> None:
+    """0.4 to 0.75 USD about 0.5."""
+    ranged = replace(rows_of_fast()[9], price_low=0.4, price_high=0.75)
+    text = console_table([ranged], CAP, PLAN)
+    assert "cost at the low and high ends of its prices: 0.8 to 1.5 times what is shown (fast)" in text
+
+
+def test_the_cost_that_the_study_asks_for_is_shown_wherever_its_row_stands() -> None:
+    ways = [("footprint", "purchase", 7.0), ("node", "purchase", 8.0), ("node", "rental", 9.0)]
+    rows = [
+        row(FAST, "usd_per_million_output_tokens", usd, "USD",
+            qualifiers=f'{{"cost_basis": "{basis}", "price_kind": "{kind}"}}')
+        for basis, kind, usd in ways
+    ]  # fmt: skip
+    for basis, kind, usd in ways:
+        asked = replace(PLAN, cost=CostSpec(basis=basis, kind=kind))  # type: ignore[arg-type]
+        assert line_of(console_table(rows, CAP, asked), "fast")[8] == f"{usd:.2f}"
 
 
 def test_points_without_an_entry_are_named() -> None:

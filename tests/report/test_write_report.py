@@ -20,6 +20,7 @@ METRICS = [
     row(POINT, "s_mfu", None, "share", missing_reason='no "peak", known'),
     row(POINT, "output_tokens_per_s", 0.3, "tokens/s", level="run", id="run-1"),
     row(performance_point("gone", 1), "tpot_s", 0.005, "s", stat="p50"),
+    row(POINT, "usd_per_million_output_tokens", 0.5, "USD", price_low=0.4, price_high=0.75),
 ]
 CAP = cap_of(entry("in|valid\nname", (1, None, 1)))
 FILES = {"cap_radar.png", "expert_activation.png", "summary.md", "metrics.md", "metrics.csv", "metrics.json"}
@@ -54,6 +55,7 @@ def test_markdown_has_the_points_rounded_with_reasons(out: Path) -> None:
     text = (out / "metrics.md").read_text("utf-8")
     assert "0.333 tok/s | 0.100 tok/s to 0.700 tok/s" in text
     assert '– (no "peak", known)' in text
+    assert r"| $0.500/1M |  | $0.400/1M to $0.750/1M | 3 |" in text, "a price range is no interval over runs"
     assert "5.00 ms" in text and "(dropped)" in text
     assert "run-1" not in text
 

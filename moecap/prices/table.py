@@ -1,0 +1,223 @@
+"""`configs/prices.yaml` and a study's `prices:` as one typed table. It prices no node and no run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from moecap.errors import ConfigError, UnknownDeviceError
+from moecap.hardware.catalogue import DeviceSpec, find_device
+from moecap.packaged import config_path
+from moecap.prices.uncertain import AtLeastOne, NotNegative, Price, Uncertain
+
+UNKNOWN_HOST = "unknown-host-default"
+Positive = Annotated[float, Field(gt=0)]
+ComponentName = Literal["cpu", "dram", "ssd", "board", "network"]
+ALTERNATIVES = {
+    "price_usd": ("components", "price_usd_per_gb"), "price_usd_per_gb": ("price_usd",),
+    "components": ("price_usd", "tdp_w"),
+}  # fmt: skip
+"""Keys of a host or component: what a study writes replaces what it can't stand beside."""
+
+
+def _factors(given: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < given[0] <= 1 <= given[1]:
+        raise ValueError("does not enclose 1; write the lowest and the highest price as factors of the price")
+    return given
+
+
+def _in_catalogue(key: str) -> str:
+    try:
+        return find_device(key).key
+    except UnknownDeviceError as error:
+        raise ValueError(f"{error.message}; {error.remedy}") from error
+
+
+Factors = Annotated[tuple[float, float], AfterValidator(_factors)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Energy(_Strict):
+    """Electricity."""
+
+    usd_per_kwh: NotNegative
+    pue: AtLeastOne
+    """Power usage effectiveness: energy of the site / energy of its computers."""
+    label: str
+
+
+class Ownership(_Strict):
+    """How a purchase is spread over its use."""
+
+    lifetime_years: Positive
+    duty_cycle: Annotated[float, Field(gt=0, le=1)]
+    label: str
+
+
+class CatalogueRanges(_Strict):
+    """How far the hardware catalogue's prices may be off, as factors."""
+
+    price_range: Factors
+    rental_range: Factors
+    label: str
+
+
+class Component(_Strict):
+    """A part of a host, priced apiece or per GB, here or by a row of the hardware catalogue."""
+
+    catalogue: Annotated[str, AfterValidator(_in_catalogue)] | None = None
+    price_usd: Price | None = None
+    price_usd_per_gb: Price | None = None
+    price_range: Factors | None = None
+    """Of the catalogue's price; None: as for all of the catalogue."""
+    count: Annotated[int, Field(ge=1)] = 1
+    gb: Positive | None = None
+    """Capacity where it is priced per GB; None: DRAM as large as the node's."""
+    tdp_w: Positive | None = None
+    """Of one piece; None: the catalogue's."""
+    w_per_gb: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_price(self) -> Component:
+        if self.price_usd is not None and self.price_usd_per_gb is not None:
+            raise ValueError("has price_usd and price_usd_per_gb; write one of them")
+        return self
+
+
+class Host(_Strict):
+    """A machine without its accelerators: one price, or components whose sum it is."""
+
+    price_usd: Price | None = None
+    components: dict[ComponentName, Component] = {}
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
+    """CPUs that the price is for; None: the machine's own."""
+    tdp_w: Positive | None = None
+    """Of the whole host; components have their own."""
+    rental_usd_per_hour: Price | None = None
+    label: str
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Host:
+        if self.components and (self.price_usd is not None or self.tdp_w is not None):
+            raise ValueError(
+                "has components and a price_usd or tdp_w; write these for the components, or no components"
+            )
+        unsized = [name for name, one in self.components.items() if one.gb is None and _per_gb(one) and name != "dram"]
+        if unsized:
+            raise ValueError(f"{', '.join(unsized)} is priced per GB and has no size; write gb")
+        return self
+
+
+class Device(_Strict):
+    """An accelerator."""
+
+    price_usd: Price | None = None
+    rental_usd_per_hour: Price | None = None
+    rental_includes_host: bool = False
+    """The hourly price is that of an instance, so no share of the host is added to it."""
+    tdp_w: Positive | None = None
+    label: str
+
+
+class Prices(_Strict):
+    """Everything that cost rests on."""
+
+    energy: Energy
+    ownership: Ownership
+    catalogue: CatalogueRanges
+    hosts: dict[str, Host]
+    devices: dict[str, Device] = {}
+
+    def host(self, hostname: str, cpu_model: str) -> Host:
+        """By host name, else by CPU model, else the labelled default."""
+        return self.hosts.get(hostname) or self.hosts.get(cpu_model) or self.hosts[UNKNOWN_HOST]
+
+    def device(self, key: str) -> Device | None:
+        """By catalogue key: as priced here, and by the catalogue what is not; None when neither knows the device."""
+        mine = self.devices.get(key)
+        try:
+            rated = self.rated(find_device(key))
+        except UnknownDeviceError:
+            return mine
+        return rated if mine is None else _filled(mine, rated)
+
+    def ranges_told(self, key: str) -> str:
+        """The label of the catalogue's ranges, if a price of this device may be the catalogue's; else nothing."""
+        mine = self.devices.get(key)
+        own = mine is not None and None not in (mine.price_usd, mine.rental_usd_per_hour)
+        return "" if own else self.catalogue.label
+
+    def rated(self, spec: DeviceSpec) -> Device:
+        """As the hardware catalogue has it. Its hourly prices are those of cloud instances, host and all."""
+        return Device(
+            price_usd=ranged(spec.price_usd, self.catalogue.price_range),
+            rental_usd_per_hour=ranged(spec.rental_usd_per_hour, self.catalogue.rental_range),
+            rental_includes_host=True, tdp_w=spec.tdp_w, label=f"hardware catalogue: {spec.key}",
+        )  # fmt: skip
+
+
+def ranged(price: float | None, factors: Factors) -> Uncertain | None:
+    """A bare price with its range."""
+    return None if price is None else Uncertain(price, price * factors[0], price * factors[1])
+
+
+def _per_gb(one: Component) -> bool:
+    if one.price_usd is not None or one.price_usd_per_gb is not None:
+        return one.price_usd_per_gb is not None
+    return one.catalogue is not None and find_device(one.catalogue).price_usd_per_gb is not None
+
+
+def _filled(mine: Device, rated: Device) -> Device:
+    """A study's device with the catalogue's values where the study has none."""
+    lacks = [name for name in ("price_usd", "rental_usd_per_hour", "tdp_w") if getattr(mine, name) is None]
+    filled: dict[str, Any] = {name: getattr(rated, name) for name in lacks}
+    if "rental_usd_per_hour" in lacks:
+        filled["rental_includes_host"] = rated.rental_includes_host
+    if lacks:
+        filled["label"] = f"{mine.label}; {' and '.join(lacks)}: {rated.label}"
+    return mine.model_copy(update=filled)
+
+
+def merged_prices(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The packaged prices with a study's overrides, merged key by key, not yet checked.
+
+    An overridden section that keeps its label is labelled as changed by the study.
+    """
+    return _merge(_packaged(), overrides)
+
+
+def load_prices(overrides: Mapping[str, Any]) -> Prices:
+    """The packaged prices with a study's overrides. ConfigError for the first wrong key or value."""
+    try:
+        return Prices.model_validate(merged_prices(overrides))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("prices", *first["loc"]))
+        remedy = "see configs/prices.yaml for the keys and their units"
+        raise ConfigError(first["msg"].removeprefix("Value error, "), key, first["input"], remedy) from error
+
+
+@cache
+def _packaged() -> dict[str, Any]:
+    raw: dict[str, Any] = yaml.safe_load(config_path("prices.yaml").read_text(encoding="utf-8"))
+    return raw
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` over `base`, key by key; what is changed without a label of its own says that the study changed it."""
+    dropped = {other for key in changes for other in ALTERNATIVES.get(key, ())} - changes.keys()
+    merged = {key: value for key, value in base.items() if key not in dropped}
+    for key, value in changes.items():
+        inner = merged.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(inner, value) if both and "value" not in value else value  # type: ignore[arg-type]
+    if changes.keys() - {"label"} and "label" not in changes and isinstance(merged.get("label"), str):
+        merged["label"] = f"{merged['label']}, changed by the study"
+    return merged
