@@ -330,6 +330,8 @@ class ModelShape:
     lm_head_matrix_params: int
     """The matrix that produces logits, tied or not."""
     final_norm_params: int
+    other_params: Mapping[str, int] = field(default_factory=dict)
+    """What a multimodal wrapper holds beside its text model, by module; in no other count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
