@@ -79,11 +79,12 @@ def launch(
     as_json: bool,
 ) -> int:
     """Run STUDY (default: the packaged laptop study) and report it."""
+    from moecap.metrics.reduce import metric_names
     from moecap.study import load_study
 
     if retry_failed and not resume:
         raise ConfigError("needs a study that ran before", "--retry-failed", True, "pass --resume with it")
-    plan = _stored_at(load_study(study, overrides), store)
+    plan = _stored_at(load_study(study, overrides, metric_names()), store)
     from cluster.launch import LaunchOptions, survey  # after the study: its mistakes need no Ray
     from cluster.launch import launch as launch_plan
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from cluster.agenda import Held
-from moecap.records import NodeInfo, StudyPlan
+from moecap.records import ModelSpec, NodeInfo, StudyPlan
 from moecap.study import freeze_devices
 
 
@@ -26,6 +26,18 @@ def freeze(plan: StudyPlan, earlier: StudyPlan | None, nodes: Iterable[NodeInfo]
     keys = _devices_of_each(plan, earlier, list(nodes))
     frozen = [freeze_devices(replace(plan, points=(one,)), keys.get(one.system.name, ())).points for one in plan.points]
     return replace(plan, points=tuple(point for points in frozen for point in points))
+
+
+def freeze_revisions(plan: StudyPlan, earlier: StudyPlan | None, commit_of: Callable[[str], str | None]) -> StudyPlan:
+    """Give models without a revision the one that an earlier edition measured, else what `commit_of` says now."""
+    before = {point.model.name: point.model.revision for point in (earlier.points if earlier else ())}
+
+    def frozen(model: ModelSpec) -> ModelSpec:
+        if model.revision is not None:
+            return model
+        return replace(model, revision=before[model.name] if model.name in before else commit_of(model.name))
+
+    return replace(plan, points=tuple(replace(point, model=frozen(point.model)) for point in plan.points))
 
 
 def _devices_of_each(plan: StudyPlan, earlier: StudyPlan | None, nodes: Sequence[NodeInfo]) -> dict[str, list[str]]:

@@ -44,6 +44,7 @@ def connected(address: str) -> Iterator[None]:
     Ray's driver prints what raylets report to stdout, which belongs to results: it goes to stderr meanwhile.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would measure engines behind every other process
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     settings = embedded if address == "local" else {}
     with redirect_stdout(sys.stderr):

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from cluster.agenda import Agenda, Held, prepare
 from cluster.driver import Outcome, Progress, drive
-from cluster.editions import freeze, next_edition
+from cluster.editions import freeze, freeze_revisions, next_edition
 from cluster.inventory import LiveNode, connected, inventory
 from cluster.messages import RunState
 from cluster.reduce import reduce_store, report_beside
 from moecap.errors import ConfigError, StudyExistsError
 from moecap.metrics.reduce import Reduction, check_reducible, headline
+from moecap.model.hub import hub_commit
 from moecap.model.source import checkpoint_bytes
 from moecap.records import Refusal, StudyPlan
 from moecap.store import Lease, Store
@@ -85,7 +86,8 @@ def launch(plan: StudyPlan, options: LaunchOptions, report: Callable[[Progress],
 def _agenda(plan: StudyPlan, store: Store, nodes: Sequence[LiveNode], options: LaunchOptions) -> Agenda:
     earlier, held = store.read_plan(), _held(plan, store)
     infos = [node.info for node in nodes]
-    frozen = next_edition(freeze(plan, earlier, infos), earlier, held)
+    revised = freeze_revisions(plan, earlier, hub_commit)
+    frozen = next_edition(freeze(revised, earlier, infos), earlier, held)
     names = {point.model.name for point in frozen.points}
     weight_bytes = {name: held_bytes for name in names if (held_bytes := checkpoint_bytes(name)) is not None}
     return prepare(

@@ -61,7 +61,7 @@ class ModelSpec:
     name: str
     """What the study wrote: `reference`, a Hugging Face id or a local path."""
     revision: str | None = None
-    """Hugging Face revision; for local weights, a hash of config.json and the weight files' content."""
+    """Hugging Face commit; for local weights, a hash of all that decides their tokens; None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,6 +49,13 @@ PACKAGES = ("moecap", "torch", "transformers", "ray", "numpy", "pyarrow")
 DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
 
 
+UNREAD = dict.fromkeys(
+    ("power_cap_w", "clock_policy", "memory_clock_hz", "memory_bus_bits"), "no sampler reads the device's settings"
+)
+UNSTEADY_SPREAD = 0.5
+"""(max - min) / median over a calibration's rounds above which its peak is doubtful: other work ran beside it."""
+
+
 class TelemetryHandle(Protocol):
     """Something that samples the host while a run goes on; in a fleet it lives in another process."""
 
@@ -169,8 +176,8 @@ class Session:
             wall_offset_ns=time.time_ns() - time.monotonic_ns(), attempted=len(serve.requests),
             served=sum(one.first_token_ns is not None for one in serve.requests),
             completed=sum(one.status == "ok" for one in serve.requests), checks_passed=passed, checks_failed=failed,
-            flags={**facts.flags, **({"dummy_weights": DUMMY_WEIGHTS} if facts.dummy_weights else {})},
-            unknown=sampled.unknown, observer_ns=serve.observer_ns, sampler=sampled.stats,
+            flags={**facts.flags, **_flags(self._peaks, dummy_weights=facts.dummy_weights)},
+            unknown={**sampled.unknown, **UNREAD}, observer_ns=serve.observer_ns, sampler=sampled.stats,
         )  # fmt: skip
         return RunData(
             manifest=manifest,
@@ -181,6 +188,23 @@ class Session:
             hosts=table_of(HOSTS, sampled.samples),
             samples=table_of(SAMPLES, measured.samples),
         )
+
+
+def _flags(peaks: Sequence[Peaks], *, dummy_weights: bool) -> dict[str, str]:
+    """What a reader of the run's numbers must know -> why."""
+    found = {"dummy_weights": DUMMY_WEIGHTS} if dummy_weights else {}
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    if niceness > 0:
+        found["low_priority"] = f"the engine ran at niceness {niceness}: any other process went first"
+    unsteady = {
+        quantity: f"{quantity} {spread:.0%}"
+        for one in peaks
+        for quantity, spread in one.spread.items()
+        if spread > UNSTEADY_SPREAD
+    }
+    if unsteady:
+        found["unsteady_peaks"] = f"rounds of the calibration differ by {', '.join(unsteady.values())} of their median"
+    return found
 
 
 def closed_loop_window(requests: Sequence[RequestRecord], concurrency: int) -> Window | None:

@@ -7,7 +7,7 @@ with key, value and remedy. It looks at no node and starts nothing.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,7 +44,7 @@ LAPTOP_STUDY = "studies/laptop.yaml"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _name(value: str) -> str:
@@ -187,20 +187,14 @@ class _Study(_Strict):
             raise ValueError("is absent, and so is workloads: nothing to measure; write workloads, accuracy or both")
         return accuracy
 
-    @field_validator("cap")
-    @classmethod
-    def _reference_is_a_system(cls, cap: _Cap, info: ValidationInfo) -> _Cap:
-        names = [system.name for system in info.data.get("systems", [])]
-        if names and cap.reference is not None and cap.reference not in names:
-            raise ValueError(f"reference {cap.reference!r} is no system of this study; use one of {', '.join(names)}")
-        return cap
 
-
-def load_study(path: Path | None, overrides: Sequence[str] = ()) -> StudyPlan:
+def load_study(
+    path: Path | None, overrides: Sequence[str] = (), metric_names: Collection[str] | None = None
+) -> StudyPlan:
     """Read, check and expand a study; None: the packaged laptop study.
 
-    `overrides` are `a.b.0.c=YAML` (or `a+=YAML`). Raises StudyError with every problem, ConfigError for an unreadable
-    file.
+    `overrides` are `a.b.0.c=YAML` (or `a+=YAML`). `metric_names` are what a CAP axis can be; None: not checked here.
+    Raises StudyError with every problem, ConfigError for an unreadable file.
     """
     source = config_path(LAPTOP_STUDY) if path is None else path
     try:
@@ -211,10 +205,12 @@ def load_study(path: Path | None, overrides: Sequence[str] = ()) -> StudyPlan:
         raise ConfigError(f"is not valid YAML: {error}", "STUDY", str(source), "mend the line it names") from error
     if not isinstance(raw, dict):
         raise ConfigError("holds no mapping", "STUDY", str(source), "write `name: ...`, `models: ...`, `systems: ...`")
-    return parse_study(apply_overrides(raw, overrides), str(source))
+    return parse_study(apply_overrides(raw, overrides), str(source), metric_names)
 
 
-def parse_study(raw: Mapping[str, Any], source: str = "study") -> StudyPlan:
+def parse_study(
+    raw: Mapping[str, Any], source: str = "study", metric_names: Collection[str] | None = None
+) -> StudyPlan:
     """A study as a mapping -> the plan. Raises StudyError with every problem."""
     problems: list[Problem] = []
     study: _Study | None = None
@@ -224,6 +220,7 @@ def parse_study(raw: Mapping[str, Any], source: str = "study") -> StudyPlan:
         problems += [_problem(dict(found), _Study) for found in error.errors()]
     workloads = list(_workloads(raw.get("workloads"), problems))
     _check_prices(raw.get("prices"), problems)
+    _check_cap(raw, metric_names, problems)
     models = list(_models(raw.get("models"), problems))
     if problems or study is None:
         raise StudyError(source, tuple(problems))
@@ -290,6 +287,26 @@ def _check_prices(raw: Any, problems: list[Problem]) -> None:
     except ValidationError as error:
         found = [_problem(dict(one), Prices) for one in error.errors()]
         problems += [replace(problem, key=f"prices.{problem.key}") for problem in found]
+
+
+def _check_cap(raw: Mapping[str, Any], metric_names: Collection[str] | None, problems: list[Problem]) -> None:
+    """Axes that are no metric, and a reference that is no system, whatever else is wrong with the systems."""
+    cap, systems = raw.get("cap"), raw.get("systems")
+    if not isinstance(cap, dict):
+        return  # absent, or reported with the study's own fields
+    axes = cap.get("axes")
+    for axis, name in axes.items() if isinstance(axes, dict) else ():
+        if axis in _Axes.model_fields and metric_names is not None and name not in metric_names:
+            near = difflib.get_close_matches(str(name), metric_names, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(sorted(metric_names))}"
+            problems.append(Problem(key=f"cap.axes.{axis}", value=name, message="is no metric", remedy=remedy))
+    names = [one.get("name") for one in systems if isinstance(one, dict)] if isinstance(systems, list) else []
+    reference = cap.get("reference")
+    if reference is not None and reference not in names:
+        remedy = f"use one of {', '.join(map(str, names))}"
+        problems.append(
+            Problem(key="cap.reference", value=reference, message="is no system of this study", remedy=remedy)
+        )
 
 
 def _points(study: _Study, models: Sequence[Any], workloads: Sequence[WorkloadSpec]) -> Iterator[PointSpec]:

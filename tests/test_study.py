@@ -92,7 +92,9 @@ acuracy: {tasks: [add]}
         ({"accuracy": {"tasks": ["chess"]}}, "accuracy.tasks", "add"),
         ({"repeats": {"min": 4, "max": 2}}, "repeats.max", "at least"),
         ({"workloads": [], "accuracy": None}, "accuracy", "write workloads"),
-        ({"cap": {"reference": "c"}}, "cap", "a, b"),
+        ({"cap": {"reference": "c"}}, "cap.reference", "a, b"),
+        ({"cap": {"axes": {"cost": "tpot"}}}, "cap.axes.cost", "tpot_s"),
+        ({"deadline_s": float("inf")}, "deadline_s", "finite"),
         ({"cost": {"basis": "footprint"}}, "cost.basis", "node"),
         ({"arrival": "poisson"}, "arrival", "closed"),
         ({"peaks": "guessed"}, "peaks", "calibrated"),
@@ -103,7 +105,7 @@ acuracy: {tasks: [add]}
 )  # fmt: skip
 def test_one_mistake(change: dict[str, Any], key: str, remedy: str) -> None:
     with pytest.raises(StudyError) as caught:
-        parse_study({**GOOD, **change})
+        parse_study({**GOOD, **change}, metric_names=("tpot_s", "accuracy"))
     (problem,) = caught.value.problems
     assert problem.key == key
     assert remedy in problem.remedy

@@ -29,6 +29,8 @@ USUAL_CACHE_BYTES = 32 * 2**20
 CACHES_PER_ARRAY = 4
 MEMORY_SHARE = 1 / 16
 """Of the available memory, at most, for one array."""
+BUSY = ("user", "nice", "system", "irq", "softirq")
+"""Kinds of CPU time that keep a CPU from idling; what runs niced is counted apart from `user`."""
 GEMM_CALL_S = 0.05
 """Longest matrix product that is worth its time."""
 
@@ -145,7 +147,7 @@ class _OtherLoad:
     def _read() -> tuple[float, float, float]:
         """Wall seconds; CPU seconds of other processes; CPU seconds that a hypervisor gave to other machines."""
         host, mine = psutil.cpu_times(), psutil.Process().cpu_times()
-        busy_s = host.user + host.system - mine.user - mine.system
+        busy_s = sum(getattr(host, kind, 0.0) for kind in BUSY) - mine.user - mine.system
         return time.monotonic(), busy_s, getattr(host, "steal", 0.0)
 
 

@@ -10,8 +10,6 @@ from moecap.records import Metric
 UTILISATIONS = ("s_mbu", "s_mbu_physical", "s_mfu", "s_mbu_tier")
 LITTLE_LIMIT = 0.05
 """Largest deviation of the requests in flight, or of rate x time, from the concurrency that was asked."""
-LITTLE_REQUESTS = 200
-"""Completed requests from which on rate x time is judged: with fewer, those cut by the window's edges weigh more."""
 
 
 def marks_of(
@@ -32,6 +30,5 @@ def _from_rows(rows: Sequence[Metric]) -> Iterator[str]:
             yield "overhead-bound"
         if row.metric in UTILISATIONS and value > 1:
             yield f"{row.metric} above 1{phase}: weights in a cache, or a peak that is too low"
-        judged = '"in flight"' in row.qualifiers or row.n >= LITTLE_REQUESTS
-        if row.metric == "little_law_error" and judged and abs(value) > LITTLE_LIMIT:
+        if row.metric == "little_law_error" and abs(value) > LITTLE_LIMIT:
             yield "concurrency not held"

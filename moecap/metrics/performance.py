@@ -172,11 +172,16 @@ def concurrency_in_passes(run: RunView) -> Iterator[Observed]:
     yield ratio((run.passes.num_requests * time).sum(), time.sum(), n=len(run.passes), why_zero=NO_PASSES)
 
 
+MIN_ROUNDS = 20
+"""Completions per request in flight from which on rate x time is known: with fewer, the requests that the window's
+edges cut weigh more than the deviation that is looked for."""
+
+
 @metric("little_law_error", unit="share", direction="neither", needs=("requests",))
 def little_law_error(run: RunView) -> Iterator[Observed]:
     """Closed loop: requests in flight, and completion rate x mean end-to-end time, each over the concurrency, - 1.
 
-    J. D. C. Little (1961). The second form counts whole requests, so a window of few of them is off by its edges.
+    J. D. C. Little (1961). The second form counts whole requests: it is missing in a window of few of them.
     """
     load = run.manifest.spec.point.load
     asked = None if load is None else load.concurrency
@@ -184,10 +189,16 @@ def little_law_error(run: RunView) -> Iterator[Observed]:
         yield Observed(missing="the load has no concurrency")
         return
     possible = run.window_s * asked
-    in_flight = _request_seconds_in_flight(run)
     done = run.requests.ok & run.inside(run.requests.end_ns)
+    count = int(done.sum())
+    yield ratio(
+        _request_seconds_in_flight(run) - possible, possible, n=count, why_zero="the window is empty",
+        qualifiers={"form": "in flight"},
+    )  # fmt: skip
+    form = {"form": "rate x time"}
+    if count < MIN_ROUNDS * asked:
+        why = f"{count} requests completed in the window, fewer than {MIN_ROUNDS} x the concurrency"
+        yield Observed(missing=why, qualifiers=form)
+        return
     seconds = float((run.requests.end_ns - run.requests.sent_ns)[done].sum() * NS)
-    for form, value in (("in flight", in_flight), ("rate x time", seconds)):
-        yield ratio(
-            value - possible, possible, n=int(done.sum()), why_zero="the window is empty", qualifiers={"form": form}
-        )
+    yield ratio(seconds - possible, possible, n=count, why_zero="the window is empty", qualifiers=form)

@@ -9,6 +9,7 @@ from typing import Any
 from moecap.metrics import accuracy, cost, footprint, performance, utilisation
 from moecap.metrics.cap import MeasuredPoint, cap_of, check_axes
 from moecap.metrics.combine import Measured, observe_run, point_rows, run_rows
+from moecap.metrics.declare import METRICS
 from moecap.metrics.marks import marks_of
 from moecap.metrics.view import RunView
 from moecap.prices import load_prices
@@ -63,6 +64,11 @@ def reduce_runs(runs: Iterable[RunData], plan: StudyPlan) -> Reduction:
     ]  # fmt: skip
     every_row = (*rows, *(row for point in of_points.values() for row in point))
     return Reduction(metrics=every_row, cap=cap_of(measured_points, plan.cap, plan.slo, plan.peaks))
+
+
+def metric_names() -> tuple[str, ...]:
+    """Every declared metric."""
+    return tuple(METRICS)
 
 
 def check_reducible(plan: StudyPlan) -> None:

@@ -6,7 +6,10 @@ Looks at local files only: it opens no network connection and loads neither torc
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from moecap import reference
@@ -17,8 +20,11 @@ REFERENCE = "reference"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LOCAL_PREFIXES = ("/", "./", "../", "~")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-SAMPLES, SAMPLE_BYTES = 64, 64 * 1024
-"""How a large weight file is read for its hash: evenly spaced blocks, 4 MiB in all."""
+SHAPING_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model")
+"""What decides a model's tokens beside its weights: configuration, generation settings, tokenizer."""
+HASHES = Path("~/.cache/moecap/file_hashes.json")
+"""Hashes of large files by path, size and modification time, so that 60 GB are read once."""
+LARGE_BYTES = 64 * 2**20
 
 
 def resolve(name: str) -> Path | str:
@@ -62,23 +68,41 @@ def checkpoint_bytes(name: str) -> int | None:
 
 
 def _content_revision(source: Path) -> str:
-    """12 hexadecimal digits over config.json and the weight files beside it; a lone config file stands for itself."""
-    digest = hashlib.sha256()
+    """12 hexadecimal digits over every file that decides the model's tokens; a lone config file stands for itself."""
     files = [source]
     if source.is_dir():
-        weights = sorted(file for file in source.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-        files = [source / "config.json", *weights]
+        files = sorted(file for file in source.iterdir() if file.suffix in SHAPING_SUFFIXES and file.is_file())
+    digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        _sample(file, digest)
+        digest.update(f"{file.name} {_file_hash(file)}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def _sample(file: Path, digest: hashlib._Hash) -> None:
-    """All of a small file, evenly spaced blocks of a large one: training moves every block."""
-    size = file.stat().st_size
-    step = max(SAMPLE_BYTES, size // SAMPLES)
-    with file.open("rb") as stream:
-        for offset in range(0, size, step):
-            stream.seek(offset)
-            digest.update(stream.read(SAMPLE_BYTES))
+def _file_hash(file: Path) -> str:
+    """SHA-256 of all its bytes, remembered for large files."""
+    status = file.stat()
+    if status.st_size < LARGE_BYTES:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    store, key = HASHES.expanduser(), f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+    known = _remembered(store)
+    if key not in known:
+        with file.open("rb") as stream:
+            known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        _remember(store, known)
+    return known[key]
+
+
+def _remembered(store: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(store.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember(store: Path, known: dict[str, str]) -> None:
+    """Best effort: a home that can't be written costs another reading."""
+    with suppress(OSError):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        part = store.with_name(f"{store.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(known), encoding="utf-8")
+        part.replace(store)

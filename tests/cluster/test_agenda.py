@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fleet import node, plan, point
 
 from cluster.agenda import Agenda, Held, prepare
-from cluster.editions import freeze, next_edition
+from cluster.editions import freeze, freeze_revisions, next_edition
 from cluster.messages import RunKey, RunState
-from moecap.records import RepeatsSpec
+from moecap.records import ModelSpec, RepeatsSpec
 
 A, B = point("a"), point("b")
 HERE = node("n")
@@ -96,3 +97,12 @@ def test_each_device_becomes_a_point_per_device_of_the_kind_and_stays_so() -> No
     ]
     later = freeze(plan(each, B), frozen, fleet[:2])  # g2 is off today
     assert later.points == frozen.points
+
+
+def test_a_model_keeps_the_revision_that_an_earlier_edition_measured() -> None:
+    bare = point("a", model="org/x")
+    pinned = replace(point("b"), model=ModelSpec(name="org/y", revision="v2"))
+    first = freeze_revisions(plan(bare, pinned), None, {"org/x": "c1"}.get)
+    assert [one.model.revision for one in first.points] == ["c1", "v2"]
+    later = freeze_revisions(plan(bare, pinned), first, {"org/x": "c2"}.get)
+    assert later.points == first.points

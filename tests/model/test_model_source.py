@@ -1,5 +1,6 @@
 """Names of models: what they resolve to, and when the identity of local weights changes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moecap.errors import ConfigError
+from moecap.model import source
 from moecap.model.accounting import expected_distinct_experts
 from moecap.model.source import model_spec, resolve
 from moecap.reference import MODEL_DIR
@@ -74,15 +76,43 @@ def test_local_revision_follows_content(checkpoint: Path) -> None:
     assert len(set(seen)) == 4
 
 
-def test_large_weights_are_sampled_over_their_whole_length(checkpoint: Path) -> None:
-    weights = checkpoint / "model-00001.safetensors"
-    content = bytearray(64 * 1024 * 256)
-    weights.write_bytes(content)
+@pytest.mark.parametrize("changed", ["tokenizer.json", "generation_config.json", "chat_template.jinja"])
+def test_local_revision_follows_what_decides_tokens(checkpoint: Path, changed: str) -> None:
+    (checkpoint / changed).write_text("{}")
     before = model_spec(str(checkpoint)).revision
-    for offset in range(len(content) * 3 // 4, len(content), 1024):  # the last quarter is trained further
-        content[offset] = 1
-    weights.write_bytes(content)
+    (checkpoint / changed).write_text('{"eos_token_id": 3}')
     assert model_spec(str(checkpoint)).revision != before
+
+
+def test_one_byte_of_a_large_file_changes_the_revision(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    weights = checkpoint / "model-00001.safetensors"
+    with weights.open("wb") as file:
+        file.truncate(source.LARGE_BYTES + 1)
+    before = model_spec(str(checkpoint)).revision
+    assert model_spec(str(checkpoint)).revision == before
+    assert (home / ".cache/moecap/file_hashes.json").is_file()
+    with weights.open("r+b") as file:
+        file.seek(12_345_678)
+        file.write(b"\1")
+    assert model_spec(str(checkpoint)).revision != before
+
+
+def test_a_hub_id_is_the_commit_in_the_cache(tmp_path: Path) -> None:
+    """The layout that huggingface_hub writes: refs name the commit of a branch, snapshots hold its files."""
+    repo = tmp_path / "hub" / "models--org--model"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("c0ffee")
+    (repo / "snapshots" / "c0ffee").mkdir(parents=True)
+    (repo / "snapshots" / "c0ffee" / "config.json").write_text("{}")
+    check = "from moecap.model.hub import hub_commit; print(hub_commit('org/model'), hub_commit('org/other'))"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, env=environment)
+    assert ran.stdout.split() == ["c0ffee", "None"]
 
 
 def test_expected_distinct_experts_by_enumeration() -> None:
