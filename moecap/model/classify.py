@@ -183,6 +183,8 @@ def _layer_parts(module: nn.Module, prefix: str, layer: int) -> Iterator[Part]:
         role = _role(name, child)
         if not parameters:
             continue
+        if role is None and hasattr(module, EXPERTS) and isinstance(child, nn.Linear):
+            role = "dense_ffn"  # around latent experts: into and out of their narrower space
         if role is not None:
             yield Part(tensor_class=role, layer=layer, module=child, parent=module, parameters=parameters)
         elif _is_container(child):
@@ -202,7 +204,7 @@ def _role(name: str, module: nn.Module) -> TensorClass | None:
         return "shared_expert"
     if recognise_mixer(module) is not None:
         return "mixer"
-    if is_norm(module) or is_residual(module):
+    if (is_norm(module) and not _is_container(module)) or is_residual(module):
         return "norm"
     return "dense_ffn" if (name in DENSE_FFNS or kind.endswith("MLP")) and _is_feed_forward(module) else None
 
@@ -218,7 +220,7 @@ def _is_container(module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleList):
         return True
     inner = (pair for pair in module.named_modules() if pair[0])
-    return any(_role(path.rpartition(".")[2], child) in ("mixer", "routed_expert") for path, child in inner)
+    return any(_role(path.rpartition(".")[2], child) in ("mixer", "routed_expert", "dense_ffn") for path, child in inner)
 
 
 def _is_matrix(name: str, parameter: nn.Parameter, owners: Mapping[str, nn.Module], *, in_mixer: bool) -> bool:

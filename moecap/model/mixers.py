@@ -128,9 +128,9 @@ def _softmax_attention(module: Any) -> Mixer | None:
     fused = _first(module, FUSED_QKV)
     if output is None or not (fused or hasattr(module, "k_proj")) or not _only_projections(module):
         return None
-    if not (hasattr(module, "head_dim") and hasattr(module, "num_key_value_groups")):
+    if not hasattr(module, "head_dim"):
         return None
-    key_dim, groups = module.head_dim, module.num_key_value_groups
+    key_dim, groups = module.head_dim, getattr(module, "num_key_value_groups", 1)
     if fused:
         kv_heads, value_dim = fused.out_features // (key_dim * (groups + 2)), key_dim
     else:
