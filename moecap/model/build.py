@@ -76,7 +76,7 @@ def _known_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def read_config(source: str | Path) -> Mapping[str, Any]:
-    """The content of the config.json that a Hugging Face id, a folder or a file names; ConfigError when there is none."""
+    """The config.json that a Hugging Face id, a folder or a file names; ConfigError when there is none."""
     found = resolve(str(source.absolute() if isinstance(source, Path) else source))
     try:
         if isinstance(found, Path):

@@ -100,7 +100,7 @@ def stacks_of(model: PreTrainedModel) -> list[Stack]:
 
 
 def other_params(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters of a multimodal wrapper outside its text model, by the name of the module (`visual`, `audio_tower`)."""
+    """Parameters of a multimodal wrapper outside its text model, by module (`visual`, `audio_tower`)."""
     root = _text_root(model)
     container = root.rpartition(".")[0]
     found = Counter[str]()
@@ -114,8 +114,9 @@ def _stack(model: PreTrainedModel, inside: nn.Module, *, is_encoder: bool) -> St
     config = model.config.get_text_config(decoder=True)
     root = _path_of(model, inside)
     lists = [(name, module) for name, module in inside.named_modules() if isinstance(module, nn.ModuleList)]
-    named = [pair for pair in lists if pair[0] in ("layers", "block")]  # where layers hold several mixers, fewer of them
-    for name, module in [pair for pair in lists if len(pair[1]) == config.num_hidden_layers] + named:
+    counted = [pair for pair in lists if len(pair[1]) == config.num_hidden_layers]
+    named = [pair for pair in lists if pair[0] in ("layers", "block")]  # an encoder may have another number of them
+    for name, module in counted + named:
         return Stack(path=f"{root}.{name}" if root else name, layers=module, is_encoder=is_encoder)
     raise UnsupportedModelError(
         f"{model.config.model_type}: no list of {config.num_hidden_layers} layers in {type(inside).__name__}"
@@ -123,7 +124,7 @@ def _stack(model: PreTrainedModel, inside: nn.Module, *, is_encoder: bool) -> St
 
 
 def _path_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+    return next(str(name) for name, module in model.named_modules() if module is wanted)
 
 
 def _text_root(model: PreTrainedModel) -> str:
@@ -220,7 +221,8 @@ def _is_container(module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleList):
         return True
     inner = (pair for pair in module.named_modules() if pair[0])
-    return any(_role(path.rpartition(".")[2], child) in ("mixer", "routed_expert", "dense_ffn") for path, child in inner)
+    roles = ("mixer", "routed_expert", "dense_ffn")
+    return any(_role(path.rpartition(".")[2], child) in roles for path, child in inner)
 
 
 def _is_matrix(name: str, parameter: nn.Parameter, owners: Mapping[str, nn.Module], *, in_mixer: bool) -> bool:

@@ -1,4 +1,4 @@
-"""An instantiated language model, real or on the meta device -> its ModelShape: exact parameters, KV and FLOPs per layer.
+"""A language model, real or on the meta device -> its ModelShape: exact parameters, KV and FLOPs per layer.
 
 Roles come from `classify`, mixers from `mixers`; here they are counted. Bytes need widths, which only an engine knows.
 """
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["classify_parameters", "declared_top_k", "shape_from_config", "shape_of"]
 
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
+MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
@@ -65,7 +66,19 @@ def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
         lm_head_matrix_params=model.get_output_embeddings().weight.numel(),
         final_norm_params=outer["norm"],
         other_params=other_params(model),
+        **_speculative(config, by_layer[-1]),
     )
+
+
+def _speculative(config: PreTrainedConfig, last_layer: Sequence[Part]) -> dict[str, int]:
+    """Multi-token prediction layers, which transformers doesn't build, as DeepSeek-V3 and Qwen3.5 lay them out: a
+    layer like the last one, a projection of hidden state and embedding, three norms; embedding and head are shared."""
+    count = next((n for name in MTP_LAYERS if (n := getattr(config, name, None))), 0)
+    hidden = config.hidden_size
+    return {
+        "mtp_layers": count,
+        "mtp_params": count * (_params(last_layer).total() + 2 * hidden * hidden + 3 * hidden),
+    }
 
 
 def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *, keeps_kv: bool) -> LayerShape:
@@ -156,7 +169,7 @@ def _window_tokens(index: int, module: nn.Module, config: PreTrainedConfig) -> i
 
 def _num_experts(experts: Part) -> int:
     if isinstance(experts.module, nn.ModuleList | nn.ModuleDict):
-        return len(experts.module)
+        return sum(any(True for _ in child.parameters()) for child in experts.module.children())
     fused = {parameter.shape[0] for parameter in experts.parameters.values() if parameter.dim() == 3}
     if len(fused) > 1:
         raise UnsupportedModelError(f"{type(experts.module).__name__}: tensors of {sorted(fused)} experts disagree")

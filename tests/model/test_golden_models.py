@@ -51,7 +51,8 @@ def test_accounting_is_exact(model: str) -> None:
     for context, expected in golden["kv_bytes_at_context"].items():
         assert accounting.kv_bytes_at_context(shape, int(context), BF16_BYTES) == expected
     for tokens, expected in golden["activated_weight_bytes"].items():
-        found = accounting.activated_weight_bytes(shape, int(tokens), BF16_BYTES)
+        widths = dict.fromkeys(accounting.params_by_class(shape), BF16_BYTES)
+        found = accounting.activated_weight_bytes(shape, widths, accounting.uniform(int(tokens)))
         assert found == pytest.approx(expected, rel=1e-12)  # the file is rounded to a thousandth of a byte
 
 
