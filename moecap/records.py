@@ -334,8 +334,8 @@ class ModelShape:
     """What a multimodal wrapper holds beside its text model, by module; in no other count."""
     mtp_layers: int = 0
     """Layers that predict further tokens (multi-token prediction, for speculative decoding); in no other count."""
-    mtp_params: int = 0
-    """Their parameters, the shared embedding and head left out."""
+    mtp_params: int | None = 0
+    """Their parameters, the shared embedding and head left out; None: how the family lays them out isn't known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

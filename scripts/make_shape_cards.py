@@ -1,4 +1,6 @@
-"""Make the shape cards of moecap/model/catalogue from configurations: run it when one is added or shapes change.
+"""Make the shape cards of moecap/model/catalogue, and their table in docs/models.md, from configurations.
+
+Run it when a model is added or shapes change.
 
     python scripts/make_shape_cards.py [--configs tests/data/hf_configs] [--models tests/data/models.csv]
 
@@ -17,14 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from moecap.model import cards
+from moecap.model.accounting import active_params, params_by_class, total_params
 from moecap.model.build import meta_model
 from moecap.model.cards import Card, Published, card_text
 from moecap.model.shape import shape_of
 from moecap.model.stored import stored_weights
-from moecap.records import LayerShape, ModelShape
+from moecap.records import LayerShape
 
 ROOT = Path(__file__).resolve().parent.parent
 CATALOGUE = Path(cards.__file__).parent / "catalogue"
+DOCS = ROOT / "docs/models.md"
+TABLE_HEAD = (
+    "| model | total, B | published | active, B | published | experts / top-k | checkpoint, GB | made from | note |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+)
 
 
 def grok_1(layer: LayerShape, hidden: int) -> LayerShape:
@@ -61,7 +69,7 @@ def make_card(row: Mapping[str, str], raw: Mapping[str, Any]) -> Card:
     shape = replace(shape, model_type=raw["model_type"])
     stored = stored_weights(model, raw)
     if change is not None:
-        stored = replace(stored, bytes={kind: params * 2 for kind, params in _params(shape).items() if params})
+        stored = replace(stored, bytes={kind: params * 2 for kind, params in params_by_class(shape).items() if params})
     published = Published(
         total=row["published_total"], active=row["published_active"] or None, source=row["published_source"],
         note=row["note"],
@@ -76,10 +84,18 @@ def _experts(raw: Mapping[str, Any]) -> int:
     return int(raw.get("num_local_experts") or raw["num_experts"])
 
 
-def _params(shape: ModelShape) -> Mapping[str, int]:
-    from moecap.model.accounting import params_by_class  # noqa: PLC0415
-
-    return params_by_class(shape)
+def table_line(card: Card) -> str:
+    """One line of the table."""
+    shape, moe = card.shape, [layer for layer in card.shape.layers if layer.num_experts]
+    said = card.published
+    total, active = total_params(shape), active_params(shape)
+    size, stored_as = sum(card.stored.bytes.values()) / 1e9, card.stored.quantization or card.stored.dtype
+    cells = [
+        card.model, f"{total / 1e9:,.2f}", said.total if said else "", f"{active / 1e9:,.2f}",
+        (said.active or "") if said else "", f"{moe[0].num_experts} / {moe[0].top_k}", f"{size:,.1f} ({stored_as})",
+        f"{card.origin}; {card.source}", said.note if said else "",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |\n"
 
 
 def main() -> None:
@@ -93,6 +109,9 @@ def main() -> None:
             name = row["model"].replace("/", "--")
             raw = json.loads((options.configs / f"{name}.json").read_text(encoding="utf-8"))
             (CATALOGUE / f"{name}.json").write_text(card_text(make_card(row, raw)), encoding="utf-8")
+    cards._cards_by_id.cache_clear()
+    page = DOCS.read_text(encoding="utf-8").partition(TABLE_HEAD)[0]
+    DOCS.write_text(page + TABLE_HEAD + "".join(map(table_line, cards.all_cards())), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,8 +68,11 @@ def _known_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
         if model_type in CONFIG_MAPPING:
             # Parameters are counted as such: how a checkpoint packs them must not change the modules.
             plain = {k: v for k, v in candidate.items() if k not in ("model_type", "quantization_config")}
+            kind = CONFIG_MAPPING[model_type]
+            if "text_config" in kind.sub_configs and "text_config" not in plain and "hidden_size" in plain:
+                plain = {"text_config": plain}  # a wrapper written flat: its defaults must not stand for the text model
             try:
-                return CONFIG_MAPPING[model_type].from_dict(plain)
+                return kind.from_dict(plain)
             except Exception as error:  # configurations validate themselves with exceptions of every kind
                 raise UnsupportedModelError(f"model type {declared!r}: bad configuration: {error}") from error
     raise UnsupportedModelError(f"model type {raw.get('model_type')!r} is not one that transformers knows")

@@ -28,6 +28,10 @@ __all__ = ["classify_parameters", "declared_top_k", "shape_from_config", "shape_
 
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
 MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+MTP_LIKE_LAST_LAYER = {
+    "deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "qwen3_5_moe_text", "bailing_hybrid",
+}  # fmt: skip
+"""Text models whose published checkpoints hold just what that layout says, to the parameter."""
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
@@ -66,19 +70,19 @@ def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
         lm_head_matrix_params=model.get_output_embeddings().weight.numel(),
         final_norm_params=outer["norm"],
         other_params=other_params(model),
-        **_speculative(config, by_layer[-1]),
+        mtp_layers=(mtp_layers := next((n for name in MTP_LAYERS if (n := getattr(config, name, None))), 0)),
+        mtp_params=_mtp_params(mtp_layers, config, by_layer[-1]),
     )
 
 
-def _speculative(config: PreTrainedConfig, last_layer: Sequence[Part]) -> dict[str, int]:
-    """Multi-token prediction layers, which transformers doesn't build, as DeepSeek-V3 and Qwen3.5 lay them out: a
-    layer like the last one, a projection of hidden state and embedding, three norms; embedding and head are shared."""
-    count = next((n for name in MTP_LAYERS if (n := getattr(config, name, None))), 0)
+def _mtp_params(count: int, config: PreTrainedConfig, last_layer: Sequence[Part]) -> int | None:
+    """Of multi-token prediction layers, which transformers doesn't build, where families lay them out as DeepSeek-V3
+    does: a layer like the last one, a projection of hidden state and embedding, three norms."""
+    shares_indexer = "shared" in (getattr(config, "indexer_types", None) or ())
+    if count and (config.model_type not in MTP_LIKE_LAST_LAYER or shares_indexer):
+        return None
     hidden = config.hidden_size
-    return {
-        "mtp_layers": count,
-        "mtp_params": count * (_params(last_layer).total() + 2 * hidden * hidden + 3 * hidden),
-    }
+    return int(count * (_params(last_layer).total() + 2 * hidden * hidden + 3 * hidden))
 
 
 def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *, keeps_kv: bool) -> LayerShape:
