@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import click
 
 import moecap
-from moecap.errors import ConfigError, LeaseHeldError, MoECapError, StudyExistsError
+from moecap.errors import ConfigError, LeaseHeldError, MoECapError, StudyExistsError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from cluster.agenda import Agenda
@@ -50,7 +50,8 @@ def command(run: Callable[P, int | None]) -> click.Command:
             code = run(*args, **kwargs) or 0
         except MoECapError as error:
             click.echo(f"error: {error}", err=True)
-            code = WRONG_USE if isinstance(error, ConfigError | StudyExistsError | LeaseHeldError) else FAILED
+            wrong_use = ConfigError | StudyExistsError | LeaseHeldError | UnsupportedModelError
+            code = WRONG_USE if isinstance(error, wrong_use) else FAILED
         click.get_current_context().exit(code)
 
     return main.command(name=run.__name__)(wrapped)
@@ -123,6 +124,20 @@ def devices(name: str | None, as_json: bool) -> None:
     else:
         spec = find_device(name)
         _print(to_jsonable(spec) if as_json else device_text(spec))
+
+
+@command
+@click.argument("model")
+@click.option("--dtype", metavar="D", help="As if every weight had this width.  [default: as stored]")
+@click.option("--kv-dtype", metavar="D", help="Of the KV cache.  [default: as the checkpoint says]")
+@json_option
+def model(model: str, dtype: str | None, kv_dtype: str | None, as_json: bool) -> None:
+    """Show what MODEL weighs and computes: a Hugging Face id, a local folder or a config.json."""
+    from cluster.models import model_text
+    from moecap.model.describe import document, find_model
+
+    found = document(find_model(model), dtype, kv_dtype)
+    _print(found if as_json else model_text(found))
 
 
 @command

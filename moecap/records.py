@@ -331,6 +331,27 @@ class ModelShape:
     lm_head_matrix_params: int
     """The matrix that produces logits, tied or not."""
     final_norm_params: int
+    other_params: Mapping[str, int] = field(default_factory=dict)
+    """What a multimodal wrapper holds beside its text model, by module; in no other count."""
+    mtp_layers: int = 0
+    """Layers that predict further tokens (multi-token prediction, for speculative decoding); in no other count."""
+    mtp_params: int | None = 0
+    """Their parameters, the shared embedding and head left out; None: how the family lays them out isn't known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredWeights:
+    """What a checkpoint's files hold of a model."""
+
+    dtype: str
+    """Of what isn't quantised."""
+    quantization: str | None
+    """Method and packings; None: nothing is quantised."""
+    kv_dtype: str
+    """Of the KV cache, as the checkpoint asks; else `dtype`."""
+    bytes: Mapping[TensorClass, int]
+    """By tensor class, scales and zero points included."""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,9 +6,12 @@ that were not chosen; the matrix that makes logits counts, tied or not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from moecap.records import LayerShape, ModelShape, TensorClass
+
+DistinctExperts = Callable[[LayerShape], float]
+"""An MoE layer -> distinct experts of a pass there."""
 
 
 def expected_distinct_experts(num_experts: int, top_k: int, tokens: int) -> float:
@@ -17,6 +20,25 @@ def expected_distinct_experts(num_experts: int, top_k: int, tokens: int) -> floa
     E (1 - (1 - k/E)^B): a token misses a given expert with probability 1 - k/E, independently of the others.
     """
     return num_experts * (1.0 - (1.0 - top_k / num_experts) ** tokens)
+
+
+def expected_distinct_under_skew(shares: Sequence[float], top_k: int, tokens: int) -> float:
+    """The same when expert e takes the share `shares[e]` of all choices (they add up to 1), tokens independent.
+
+    sum over e (1 - (1 - k s_e)^B): a token chooses e with probability k s_e. ValueError for shares that no top-k
+    router can have, as no expert is chosen by more than all tokens.
+    """
+    if any(not 0 <= top_k * share <= 1 + SHARE_ROUNDING for share in shares) or abs(sum(shares) - 1) > SHARE_ROUNDING:
+        raise ValueError(f"shares of top-{top_k} choices lie between 0 and 1/{top_k} and add up to 1; got {shares}")
+    return sum(1.0 - max(0.0, 1.0 - top_k * share) ** tokens for share in shares)
+
+
+SHARE_ROUNDING = 1e-9
+
+
+def uniform(tokens: int) -> DistinctExperts:
+    """Distinct experts per layer of a pass of `tokens` tokens under uniform routing."""
+    return lambda layer: expected_distinct_experts(layer.num_experts, layer.top_k, tokens)
 
 
 def params_by_class(shape: ModelShape) -> Mapping[TensorClass, int]:
@@ -44,15 +66,18 @@ def active_params(shape: ModelShape) -> int:
     return _always_read_params(shape) + sum(layer.top_k * layer.expert_params for layer in shape.layers)
 
 
-def activated_weight_bytes(shape: ModelShape, tokens: int, bytes_per_param: float) -> float:
-    """Bytes of weights that a pass of `tokens` tokens is expected to read under uniform routing, with the lm_head,
-    without embedding rows: the active parameters, with the expected number of distinct experts in every layer."""
-    experts = sum(
-        expected_distinct_experts(layer.num_experts, layer.top_k, tokens) * layer.expert_params
-        for layer in shape.layers
-        if layer.num_experts
-    )
-    return (_always_read_params(shape) + experts) * bytes_per_param
+def activated_weight_bytes(
+    shape: ModelShape, widths: Mapping[TensorClass, float], distinct_experts: DistinctExperts
+) -> float:
+    """Bytes of weights that a pass reads, with the lm_head, without embedding rows: the active parameters, with the
+    distinct experts of every layer in place of top-k. `widths`: bytes per parameter of every class."""
+    params = params_by_class(shape)
+    always: tuple[TensorClass, ...] = ("mixer", "router", "shared_expert", "dense_ffn", "norm")
+    fixed = sum(params[kind] * widths[kind] for kind in always)
+    head = shape.lm_head_params * widths["lm_head"]
+    tied = 0 if shape.lm_head_params else shape.lm_head_matrix_params * widths["embedding"]
+    experts = sum(distinct_experts(layer) * layer.expert_params for layer in shape.layers if layer.num_experts)
+    return fixed + head + tied + experts * widths["routed_expert"]
 
 
 def kv_bytes_per_token(shape: ModelShape, bytes_per_element: float) -> float:
@@ -77,6 +102,25 @@ def flops_per_token_linear(shape: ModelShape) -> int:
 def score_flops_per_pair(shape: ModelShape) -> int:
     """FLOPs of attention scores and values for one (query, attended key) pair, all layers, windows apart."""
     return sum(layer.score_flops_per_pair for layer in shape.layers)
+
+
+def attention_flops(shape: ModelShape, query_tokens: int, context_tokens: int) -> int:
+    """FLOPs of attention scores and values of the last `query_tokens` of `context_tokens` tokens, causal, windows
+    honoured: one query for a decode step, all of the context for a whole prefill. MLA as engines compute it, over the
+    latent; linear mixers have none."""
+    return sum(
+        layer.score_flops_per_pair * causal_pairs(query_tokens, context_tokens, layer.window_tokens)
+        for layer in shape.layers
+    )
+
+
+def causal_pairs(query_tokens: int, context_tokens: int, window_tokens: int | None) -> int:
+    """(query, attended key) pairs of the last queries of a context: each attends to itself and what came before it, at
+    most `window_tokens` in all."""
+    before = context_tokens - query_tokens
+    window = context_tokens if window_tokens is None else window_tokens
+    growing = max(0, min(query_tokens, window - before))  # queries whose whole context fits the window
+    return growing * before + growing * (growing + 1) // 2 + (query_tokens - growing) * window
 
 
 def _always_read_params(shape: ModelShape) -> int:

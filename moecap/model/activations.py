@@ -40,7 +40,7 @@ FFNS = ("routed_expert", "shared_expert", "dense_ffn")
 
 def _one_expert(part: Part, hidden_size: int, num_experts: int) -> int:
     """Inputs and outputs of one expert's products and of the activation function between them."""
-    if isinstance(part.module, nn.ModuleList):
+    if isinstance(part.module, nn.ModuleList | nn.ModuleDict):
         products = _products(part.module)
         one = products[: len(products) // num_experts]
         return sum(map(sum, one)) + _inner(one)

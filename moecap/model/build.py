@@ -1,6 +1,7 @@
-"""A configuration -> the causal LM on the meta device: every module and shape, no weights, no memory.
+"""A configuration -> the language model on the meta device: every module and shape, no weights, no memory.
 
-Code that ships inside a model repository is never run. What comes out is for `shape`; nothing here counts.
+A multimodal wrapper is built whole, so that what it holds beside its text model can be named. Code that ships inside a
+model repository is never run. What comes out is for `shape`; nothing here counts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+)
 
 from moecap.errors import ConfigError, UnsupportedModelError
 from moecap.model.source import resolve
@@ -23,39 +30,56 @@ SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 """Model types that transformers doesn't know, but which declare the classes of one that it knows."""
 
 
+AUTO_CLASSES = (AutoModelForMultimodalLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+"""What builds a language model, wrappers first: some families are both."""
+
+
 def meta_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
-    """The model that a Hugging Face id, a folder, a config.json or its content describes; of a multimodal wrapper, the
-    text model. UnsupportedModelError when it can't be built, ConfigError when the configuration can't be read."""
-    raw = source if isinstance(source, Mapping) else _read(source)
-    config = _text_config(raw)
+    """The model that a Hugging Face id, a folder, a config.json or its content describes, a multimodal wrapper whole.
+
+    UnsupportedModelError when it can't be built, ConfigError when the configuration can't be read.
+    """
+    raw = source if isinstance(source, Mapping) else read_config(source)
+    config = _known_config(raw)
+    for built in (config, config.get_text_config(decoder=True)):
+        for auto in AUTO_CLASSES:
+            if type(built) in auto._model_mapping:
+                return _built(auto, built, raw)
+    raise UnsupportedModelError(f"model type {raw['model_type']!r} can't be built as a language model")
+
+
+def _built(auto: Any, config: PreTrainedConfig, raw: Mapping[str, Any]) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises anything from KeyError to ImportError here
         cause = str(error).partition("\n")[0]
         raise UnsupportedModelError(
-            f"model type {raw['model_type']!r} can't be built as a causal LM: {cause}"
+            f"model type {raw['model_type']!r} can't be built as a language model: {cause}"
         ) from error
     return model
 
 
-def _text_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
+def _known_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
     """Of the wrapper if transformers knows it, else of the text model inside it."""
-    candidates = [raw, raw.get("text_config") or {}]
-    for candidate in candidates:
+    for candidate in (raw, raw.get("text_config") or {}):
         declared = candidate.get("model_type", "")
         model_type = SAME_ARCHITECTURE.get(declared, declared)
         if model_type in CONFIG_MAPPING:
             # Parameters are counted as such: how a checkpoint packs them must not change the modules.
             plain = {k: v for k, v in candidate.items() if k not in ("model_type", "quantization_config")}
+            kind = CONFIG_MAPPING[model_type]
+            if "text_config" in kind.sub_configs and "text_config" not in plain and "hidden_size" in plain:
+                plain = {"text_config": plain}  # a wrapper written flat: its defaults must not stand for the text model
             try:
-                return CONFIG_MAPPING[model_type].from_dict(plain).get_text_config(decoder=True)
+                return kind.from_dict(plain)
             except Exception as error:  # configurations validate themselves with exceptions of every kind
                 raise UnsupportedModelError(f"model type {declared!r}: bad configuration: {error}") from error
     raise UnsupportedModelError(f"model type {raw.get('model_type')!r} is not one that transformers knows")
 
 
-def _read(source: str | Path) -> Mapping[str, Any]:
+def read_config(source: str | Path) -> Mapping[str, Any]:
+    """The config.json that a Hugging Face id, a folder or a file names; ConfigError when there is none."""
     found = resolve(str(source.absolute() if isinstance(source, Path) else source))
     try:
         if isinstance(found, Path):

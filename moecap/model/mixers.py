@@ -36,8 +36,14 @@ def recognise_mixer(module: nn.Module) -> Mixer | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Any normalisation: transformers has one class of its own per family, all named so."""
-    return "norm" in type(module).__name__.lower() and not any(module.children())
+    """Any normalisation, gated ones too: transformers has one class of its own per family, all named so."""
+    return "norm" in type(module).__name__.lower() and not isinstance(module, nn.Embedding)
+
+
+def is_residual(module: nn.Module) -> bool:
+    """What mixes or scales residual streams (hyper-connections and their like): counted with the norms around it."""
+    name = type(module).__name__.lower()
+    return "hyper" in name or "residual" in name
 
 
 def _latent_attention(module: Any) -> Mixer | None:
@@ -60,18 +66,57 @@ def _latent_attention(module: Any) -> Mixer | None:
 
 def _gated_delta_net(module: Any) -> Mixer | None:
     """Gated DeltaNet (Qwen3-Next): a key x value matrix per value head, and the convolution's last inputs."""
-    if not all(hasattr(module, name) for name in ("conv1d", "A_log", "num_v_heads", "head_k_dim", "head_v_dim")):
+    if not _has(module, "conv1d", "A_log", "num_v_heads", "head_k_dim", "head_v_dim"):
         return None
     matrix = module.num_v_heads * module.head_k_dim * module.head_v_dim
-    return Mixer(kind="linear", state_elements=matrix + _convolution_state(module))
+    return Mixer(kind="linear", state_elements=matrix + _convolution_state(module.conv1d))
+
+
+def _kimi_delta_attention(module: Any) -> Mixer | None:
+    """Kimi delta attention: a key x value matrix per head, decayed by channel, and the convolution's last inputs."""
+    if not _has(module, "conv1d", "forget_gate", "b_proj", "num_heads", "head_dim"):
+        return None
+    return Mixer(
+        kind="linear", state_elements=module.num_heads * module.head_dim**2 + _convolution_state(module.conv1d)
+    )
+
+
+def _lightning_attention(module: Any) -> Mixer | None:
+    """Lightning attention (MiniMax-01): a key x value matrix per head, decayed by a fixed rate."""
+    if not _has(module, "slope_rate", "output_gate", "num_attention_heads", "head_dim"):
+        return None
+    return Mixer(kind="linear", state_elements=module.num_attention_heads * module.head_dim**2)
+
+
+def _mamba(module: Any) -> Mixer | None:
+    """Mamba (Jamba): a state vector per channel, and the convolution's last inputs."""
+    if not _has(module, "conv1d", "A_log", "D", "x_proj", "dt_proj", "intermediate_size", "ssm_state_size"):
+        return None
+    state = module.intermediate_size * module.ssm_state_size
+    return Mixer(kind="linear", state_elements=state + _convolution_state(module.conv1d))
 
 
 def _mamba2(module: Any) -> Mixer | None:
     """Mamba-2: a head_dim x state matrix per head, and the convolution's last inputs."""
-    if not all(hasattr(module, name) for name in ("conv1d", "A_log", "D", "num_heads", "head_dim", "ssm_state_size")):
+    if not _has(module, "conv1d", "A_log", "D", "num_heads", "head_dim", "ssm_state_size"):
         return None
     matrix = module.num_heads * module.head_dim * module.ssm_state_size
-    return Mixer(kind="linear", state_elements=matrix + _convolution_state(module))
+    return Mixer(kind="linear", state_elements=matrix + _convolution_state(module.conv1d))
+
+
+def _short_convolution(module: Any) -> Mixer | None:
+    """Gated short convolution (LFM2): its last inputs are all that it keeps."""
+    if not (_has(module, "conv", "in_proj", "out_proj") and isinstance(module.conv, nn.Conv1d)):
+        return None
+    return Mixer(kind="linear", state_elements=_convolution_state(module.conv))
+
+
+def _relative_position_attention(module: Any) -> Mixer | None:
+    """T5's attention (Switch Transformers): full heads; the bias by distance is looked up, not multiplied."""
+    if not _has(module, "q", "k", "v", "o", "n_heads", "key_value_proj_dim"):
+        return None
+    width = module.n_heads * module.key_value_proj_dim
+    return Mixer(kind="full_attention", score_flops_per_pair=4 * width, kv_elements_per_token=2 * width)
 
 
 def _softmax_attention(module: Any) -> Mixer | None:
@@ -83,9 +128,9 @@ def _softmax_attention(module: Any) -> Mixer | None:
     fused = _first(module, FUSED_QKV)
     if output is None or not (fused or hasattr(module, "k_proj")) or not _only_projections(module):
         return None
-    if not (hasattr(module, "head_dim") and hasattr(module, "num_key_value_groups")):
+    if not hasattr(module, "head_dim"):
         return None
-    key_dim, groups = module.head_dim, module.num_key_value_groups
+    key_dim, groups = module.head_dim, getattr(module, "num_key_value_groups", 1)
     if fused:
         kv_heads, value_dim = fused.out_features // (key_dim * (groups + 2)), key_dim
     else:
@@ -111,9 +156,12 @@ def _only_projections(module: nn.Module) -> bool:
     return all(isinstance(child, nn.Linear) or is_norm(child) for child in holders)
 
 
-def _convolution_state(module: Any) -> int:
+def _has(module: nn.Module, *names: str) -> bool:
+    return all(hasattr(module, name) for name in names)
+
+
+def _convolution_state(convolution: nn.Conv1d) -> int:
     """Inputs that a causal convolution must remember: all of its window but the current token."""
-    convolution: nn.Conv1d = module.conv1d
     return convolution.in_channels * (convolution.kernel_size[0] - 1)
 
 
@@ -125,6 +173,11 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> nn.Linear | None:
 RECOGNISERS: tuple[Callable[[Any], Mixer | None], ...] = (
     _latent_attention,
     _gated_delta_net,
+    _kimi_delta_attention,
+    _lightning_attention,
+    _mamba,
     _mamba2,
+    _short_convolution,
+    _relative_position_attention,
     _softmax_attention,
 )

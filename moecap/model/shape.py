@@ -1,10 +1,11 @@
-"""An instantiated causal LM, real or on the meta device -> its ModelShape: exact parameters, KV and FLOPs per layer.
+"""A language model, real or on the meta device -> its ModelShape: exact parameters, KV and FLOPs per layer.
 
 Roles come from `classify`, mixers from `mixers`; here they are counted. Bytes need widths, which only an engine knows.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import nn
 from moecap.errors import UnsupportedModelError
 from moecap.model.activations import activation_elements
 from moecap.model.build import meta_model
-from moecap.model.classify import Part, classify_parameters, parts_of
+from moecap.model.classify import Part, classify_parameters, other_params, parts_of, stacks_of
 from moecap.model.mixers import Mixer, recognise_mixer
 from moecap.records import LayerShape, ModelShape, TensorClass
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["classify_parameters", "declared_top_k", "shape_from_config", "shape_of"]
 
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
+MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+MTP_LIKE_LAST_LAYER = {
+    "deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "qwen3_5_moe_text", "bailing_hybrid",
+}  # fmt: skip
+"""Text models whose published checkpoints hold just what that layout says, to the parameter."""
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
@@ -39,10 +45,14 @@ def shape_from_config(source: str | Path | Mapping[str, Any]) -> ModelShape:
 
 
 def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
-    """ModelShape of an instantiated causal LM. UnsupportedModelError names the module that can't be accounted for."""
+    """ModelShape of an instantiated model: of a multimodal wrapper the text model, the rest by name.
+
+    UnsupportedModelError names the module that can't be accounted for.
+    """
     config, parts = model.config.get_text_config(decoder=True), parts_of(model)
     outer = _params([part for part in parts if part.layer is None])
-    by_layer: list[list[Part]] = [[] for _ in range(config.num_hidden_layers)]
+    encoders = [stack.is_encoder for stack in stacks_of(model) for _ in stack.layers]
+    by_layer: list[list[Part]] = [[] for _ in encoders]
     for part in parts:
         if part.layer is not None:
             by_layer[part.layer].append(part)
@@ -51,21 +61,37 @@ def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
         model_type=model.config.model_type,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        layers=tuple(_layer_shape(index, layer, config) for index, layer in enumerate(by_layer)),
+        layers=tuple(
+            _layer_shape(index, layer, config, keeps_kv=not is_encoder)
+            for index, (layer, is_encoder) in enumerate(zip(by_layer, encoders, strict=True))
+        ),
         embedding_params=outer["embedding"],
         lm_head_params=outer["lm_head"],
         lm_head_matrix_params=model.get_output_embeddings().weight.numel(),
         final_norm_params=outer["norm"],
+        other_params=other_params(model),
+        mtp_layers=(mtp_layers := next((n for name in MTP_LAYERS if (n := getattr(config, name, None))), 0)),
+        mtp_params=_mtp_params(mtp_layers, config, by_layer[-1]),
     )
 
 
-def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig) -> LayerShape:
+def _mtp_params(count: int, config: PreTrainedConfig, last_layer: Sequence[Part]) -> int | None:
+    """Of multi-token prediction layers, which transformers doesn't build, where families lay them out as DeepSeek-V3
+    does: a layer like the last one, a projection of hidden state and embedding, three norms."""
+    shares_indexer = "shared" in (getattr(config, "indexer_types", None) or ())
+    if count and (config.model_type not in MTP_LIKE_LAST_LAYER or shares_indexer):
+        return None
+    hidden = config.hidden_size
+    return int(count * (_params(last_layer).total() + 2 * hidden * hidden + 3 * hidden))
+
+
+def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *, keeps_kv: bool) -> LayerShape:
     params = _params(parts)
-    experts = _only(parts, "routed_expert", index)
+    experts = _experts(parts, index)
     mixer, window_tokens = _mixer(index, parts, config)
     num_experts = _num_experts(experts) if experts else 0
     top_k = _top_k(parts, config) if experts else 0
-    used = Counter({kind: _matmul_params(parts, kind) for kind in ("router", "shared_expert", "dense_ffn")})
+    used = Counter({kind: _matmul_params(parts, kind) for kind in ("router", "shared_expert", "dense_ffn", "norm")})
     if experts:
         used["routed_expert"] = top_k * _share(experts.matmul_params, num_experts, experts)
     return LayerShape(
@@ -74,7 +100,7 @@ def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig) ->
         mixer_params=params["mixer"],
         mixer_matmul_params=_matmul_params(parts, "mixer"),
         score_flops_per_pair=mixer.score_flops_per_pair,
-        kv_elements_per_token=mixer.kv_elements_per_token,
+        kv_elements_per_token=mixer.kv_elements_per_token if keeps_kv else 0,
         window_tokens=window_tokens,
         state_elements=mixer.state_elements,
         dense_ffn_params=params["dense_ffn"],
@@ -103,23 +129,30 @@ def _matmul_params(parts: Sequence[Part], kind: str) -> int:
     return sum(part.matmul_params for part in parts if part.tensor_class == kind)
 
 
-def _only(parts: Sequence[Part], kind: TensorClass, index: int) -> Part | None:
-    found = [part for part in parts if part.tensor_class == kind]
+def _experts(parts: Sequence[Part], index: int) -> Part | None:
+    found = [part for part in parts if part.tensor_class == "routed_expert"]
     if len(found) > 1:
         names = ", ".join(type(part.module).__name__ for part in found)
-        raise UnsupportedModelError(
-            f"layer {index} has {len(found)} parts of the class {kind} ({names}), at most one counts"
-        )
+        raise UnsupportedModelError(f"layer {index} has {len(found)} groups of routed experts ({names}); one counts")
     return found[0] if found else None
 
 
 def _mixer(index: int, parts: Sequence[Part], config: PreTrainedConfig) -> tuple[Mixer, int | None]:
-    """The layer's mixer and window. Hybrids that alternate mixers and MoE blocks have layers without a mixer."""
-    part = _only(parts, "mixer", index)
-    mixer = recognise_mixer(part.module) if part else None
-    if part is None or mixer is None:
+    """The layer's mixer and window; of several (cross-attention, two in one layer) the sum.
+
+    Hybrids that alternate mixers and MoE blocks have layers without a mixer.
+    """
+    found = [part.module for part in parts if part.tensor_class == "mixer"]
+    mixers = [mixer for module in found if (mixer := recognise_mixer(module)) is not None]
+    if not mixers:
         return Mixer(kind="none"), None
-    window_tokens = _window_tokens(index, part.module, config) if mixer.kv_elements_per_token else None
+    mixer = Mixer(
+        kind=mixers[0].kind,
+        score_flops_per_pair=sum(one.score_flops_per_pair for one in mixers),
+        kv_elements_per_token=sum(one.kv_elements_per_token for one in mixers),
+        state_elements=sum(one.state_elements for one in mixers),
+    )
+    window_tokens = _window_tokens(index, found[0], config) if mixer.kv_elements_per_token else None
     if window_tokens is not None and mixer.kind == "full_attention":
         mixer = replace(mixer, kind="sliding_attention")
     return mixer, window_tokens
@@ -139,10 +172,12 @@ def _window_tokens(index: int, module: nn.Module, config: PreTrainedConfig) -> i
 
 
 def _num_experts(experts: Part) -> int:
-    if isinstance(experts.module, nn.ModuleList):
-        return len(experts.module)
-    fused = (parameter.shape[0] for parameter in experts.parameters.values() if parameter.dim() == 3)
-    count: int | None = next(fused, None) or getattr(experts.module, "num_experts", None)
+    if isinstance(experts.module, nn.ModuleList | nn.ModuleDict):
+        return sum(any(True for _ in child.parameters()) for child in experts.module.children())
+    fused = {parameter.shape[0] for parameter in experts.parameters.values() if parameter.dim() == 3}
+    if len(fused) > 1:
+        raise UnsupportedModelError(f"{type(experts.module).__name__}: tensors of {sorted(fused)} experts disagree")
+    count: int | None = next(iter(fused), None) or getattr(experts.module, "num_experts", None)
     if count is None:
         raise UnsupportedModelError(f"{type(experts.module).__name__} doesn't tell how many experts it holds")
     return count
@@ -162,6 +197,8 @@ def declared_top_k(modules: Iterable[nn.Module], config: PreTrainedConfig) -> in
         for name in TOP_K:
             if isinstance(top_k := getattr(holder, name, None), int):
                 return top_k
+        if named := re.search(r"top(\d+)router", type(holder).__name__.lower()):
+            return int(named[1])
     raise UnsupportedModelError(f"model type {config.model_type!r}: neither its modules nor its config tell top-k")
 
 

@@ -26,6 +26,7 @@ OPTIONS = {
         "study", "address", "store", "resume", "retry_failed", "dry_run", "max_runs", "overrides", "as_json",
     },
     "nodes": {"address", "as_json"},
+    "model": {"model", "dtype", "kv_dtype", "as_json"},
     "devices": {"name", "as_json"},
     "status": {"store", "study_name", "as_json"},
     "reduce": {"store", "study_name", "as_json"},

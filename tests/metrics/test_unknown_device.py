@@ -9,6 +9,7 @@ from hand_made import NODE, a_run, one_pass, performance_point, request, routed
 
 from moecap.hardware.identify import rated_peaks
 from moecap.metrics.reduce import reduce_runs
+from moecap.metrics.shown import asked_by
 from moecap.records import DeviceInfo, Metric, Phase, Placement, RepeatsSpec, StudyPlan, SystemSpec
 
 DEVICE = DeviceInfo(uuid="GPU-1", index=0, name="NVIDIA R100", key=None, memory_bytes=300 * 2**30)
@@ -25,12 +26,8 @@ def found() -> dict[str, Metric]:
         passes=(one_pass(0, Phase.DECODE, 0, 1.0, (1,), (5,)),), routing=(routed(0, (1, 1, 0, 0)),),
     )  # fmt: skip
     plan = StudyPlan(name="s", store="store", points=(performance_point(),), repeats=RepeatsSpec(), peaks="catalogue")
-    rows = reduce_runs([run], plan).metrics
-    return {
-        row.metric: row
-        for row in rows
-        if row.level == "point" and row.phase is None and row.peak_source != "calibrated"
-    }
+    rows = [row for row in reduce_runs([run], plan).metrics if row.level == "point" and row.phase is None]
+    return {row.metric: row for row in rows if asked_by(plan).holds(row)}
 
 
 def test_what_needs_no_peak_is_told(found: dict[str, Metric]) -> None:

@@ -1,18 +1,18 @@
 """Published configurations against accounting worked out elsewhere, and a worked example's FLOPs."""
 
 import json
-from pathlib import Path
 from typing import Any
 
+import published
 import pytest
+from published import DATA
 
 from moecap.model import accounting
-from moecap.model.shape import shape_from_config
 from moecap.records import ModelShape
 
-DATA = Path(__file__).parent.parent / "data"
-GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "golden_models.json").read_text())
-CONFIGS = {path.stem: path for path in sorted((DATA / "hf_configs").glob("*.json"))}
+GOLDEN: dict[str, dict[str, Any]] = {
+    name.replace("--", "/"): values for name, values in json.loads((DATA / "golden_models.json").read_text()).items()
+}
 BF16_BYTES = 2
 
 
@@ -45,24 +45,26 @@ def account(shape: ModelShape) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model", GOLDEN)
 def test_accounting_is_exact(model: str) -> None:
-    shape, golden = shape_from_config(CONFIGS[model]), GOLDEN[model]
+    golden = GOLDEN[model]
+    shape = published.shape(model)
     derived = account(shape)
     assert derived == {key: golden[key] for key in derived}
     for context, expected in golden["kv_bytes_at_context"].items():
         assert accounting.kv_bytes_at_context(shape, int(context), BF16_BYTES) == expected
     for tokens, expected in golden["activated_weight_bytes"].items():
-        found = accounting.activated_weight_bytes(shape, int(tokens), BF16_BYTES)
+        widths = dict.fromkeys(accounting.params_by_class(shape), BF16_BYTES)
+        found = accounting.activated_weight_bytes(shape, widths, accounting.uniform(int(tokens)))
         assert found == pytest.approx(expected, rel=1e-12)  # the file is rounded to a thousandth of a byte
 
 
 def test_every_golden_value_is_compared() -> None:
-    compared = {*account(shape_from_config(CONFIGS["Qwen--Qwen3-30B-A3B"])), "kv_bytes_at_context", "notes"}
-    assert set(GOLDEN["Qwen--Qwen3-30B-A3B"]) == {*compared, "activated_weight_bytes"}
+    compared = {*account(published.shape("Qwen/Qwen3-30B-A3B")), "kv_bytes_at_context", "notes"}
+    assert set(GOLDEN["Qwen/Qwen3-30B-A3B"]) == {*compared, "activated_weight_bytes"}
 
 
 def test_flops_of_the_worked_example() -> None:
     """Qwen3-30B-A3B: 3 prompts of 100, 50 and 7 tokens in one prefill pass, then one decode pass."""
-    shape = shape_from_config(CONFIGS["Qwen--Qwen3-30B-A3B"])
+    shape = published.shape("Qwen/Qwen3-30B-A3B")
     per_token = 2 * sum(layer.mixer_matmul_params + layer.ffn_matmul_params_per_token for layer in shape.layers)
     per_logits_row = 2 * shape.lm_head_matrix_params
     per_pair = accounting.score_flops_per_pair(shape)
@@ -72,41 +74,37 @@ def test_flops_of_the_worked_example() -> None:
     assert 3 * per_token + 3 * per_logits_row + (101 + 51 + 8) * per_pair == 18_375_770_112
 
 
-PUBLISHED_BILLIONS = {  # total and active, in the digits that their authors give
-    "openai--gpt-oss-120b": ("116.83", "5.13"),
-    "google--gemma-4-26B-A4B": ("25.2", "3.8"),
-    "deepseek-ai--DeepSeek-V2": ("236", "21"),
-    "deepseek-ai--DeepSeek-V3": ("671", "37"),
-    "XiaomiMiMo--MiMo-V2-Flash": ("309", "15"),
-    "Qwen--Qwen3-Coder-480B-A35B-Instruct": ("480", "35"),
-}
-
-
-@pytest.mark.parametrize("model", PUBLISHED_BILLIONS)
-def test_size_is_what_its_authors_publish(model: str) -> None:
-    shape = shape_from_config(CONFIGS[model])
-    for params, published in zip(
-        (accounting.total_params(shape), accounting.active_params(shape)), PUBLISHED_BILLIONS[model], strict=True
-    ):
-        decimals = len(published.partition(".")[2])
-        assert f"{params / 1e9:.{decimals}f}" == published
-
-
 def experts_by_name(config: dict[str, Any]) -> tuple[int, int]:
-    """Experts and top-k as the configuration file itself spells them."""
+    """Experts and top-k as the configuration file itself spells them; Switch Transformers are top-1 by construction."""
     text = config.get("text_config", config)
     ffn = text.get("ffn_config", {})
-    experts = [text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")]
-    top_k = [text.get(key) for key in ("num_experts_per_tok", "top_k_experts")]
-    return (
+    experts = [text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")]
+    top_k = [
+        text.get(k) for k in ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk", "num_experts_per_token")
+    ]
+    found = (
         next(n for n in [*experts, ffn.get("moe_num_experts")] if n),
-        next(k for k in [*top_k, ffn.get("moe_top_k")] if k),
+        next(k for k in [*top_k, ffn.get("moe_top_k"), 1] if k),
     )
+    return found[0], found[1][0] if isinstance(found[1], list) else found[1]
 
 
-@pytest.mark.parametrize("model", CONFIGS)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", published.BUILT)
 def test_every_configuration_builds_with_its_experts(model: str) -> None:
-    shape = shape_from_config(CONFIGS[model])
+    shape = published.shape(model)
     found = {(layer.num_experts, layer.top_k) for layer in shape.layers if layer.num_experts}
-    assert found == {experts_by_name(json.loads(CONFIGS[model].read_text()))}
+    assert found == {experts_by_name(published.raw_config(model))}
     assert shape.vocab_size * shape.hidden_size == shape.lm_head_matrix_params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", published.BUILT)
+def test_a_layer_of_every_model_sums_up(model: str) -> None:
+    """What one token uses is part of what there is, and all classes together are all parameters."""
+    shape = published.shape(model)
+    assert accounting.active_params(shape) < accounting.total_params(shape) + shape.lm_head_matrix_params
+    for layer in shape.layers:
+        held = layer.router_params + layer.shared_expert_params + layer.dense_ffn_params + layer.norm_params
+        assert 0 <= layer.ffn_matmul_params_per_token <= held + layer.top_k * layer.expert_params
+        assert layer.mixer_matmul_params <= layer.mixer_params

@@ -1,0 +1,99 @@
+"""`moecap-cluster model` against golden values, and what it says of bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cluster.cli import main
+
+DATA = Path(__file__).parent.parent / "data"
+GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "golden_models.json").read_text())
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["model", *arguments])
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_values_from_the_catalogue(name: str) -> None:
+    found = json.loads(run(name.replace("--", "/"), "--dtype", "bfloat16", "--kv-dtype", "bfloat16", "--json").stdout)
+    golden = {key: value for key, value in GOLDEN[name].items() if key != "notes"}
+    activated = golden.pop("activated_weight_bytes")
+    contexts = golden.pop("kv_bytes_at_context")
+    assert {key: found[key] for key in golden} == golden
+    assert {key: found["kv_bytes_at_context"][key] for key in contexts} == contexts
+    assert found["activated_weight_bytes"] == pytest.approx(activated, rel=1e-12)
+    assert found["weight_bytes_total"] == 2 * golden["total_params"]
+
+
+def test_as_stored_a_quantised_model_is_smaller_and_its_kv_is_not() -> None:
+    """gpt-oss-20b: 4.25 bits an expert's weight, KV in bfloat16: 24 layers of 2 x 8 x 64."""
+    stored = json.loads(run("openai/gpt-oss-20b", "--json").stdout)
+    assert stored["weight_bytes_total"] == 13_761_264_768
+    assert stored["quantization"] == "mxfp4 (mxfp4)"
+    assert stored["kv_bytes_per_token"] == 24 * 2 * 8 * 64 * 2
+    fp8_kv = json.loads(run("openai/gpt-oss-20b", "--kv-dtype", "fp8", "--json").stdout)
+    assert fp8_kv["kv_bytes_per_token"] * 2 == stored["kv_bytes_per_token"]
+    assert fp8_kv["weight_bytes_total"] == stored["weight_bytes_total"]
+
+
+def test_text_for_people() -> None:
+    shown = run("deepseek-ai/DeepSeek-R1").stdout
+    for part in ("671B in all, 36.63B active", "671B / 37B", "256, top-8, 1 shared", "fp8 128x128", "70.27 kB a token"):
+        assert part in shown
+    assert "446.6M" in run("Qwen/Qwen3.5-35B-A3B").stdout  # its vision model, beside the text model
+
+
+def test_a_local_configuration_equals_the_card(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text((DATA / "hf_configs" / "openai--gpt-oss-20b.json").read_text())
+    here, card = (json.loads(run(name, "--json").stdout) for name in (str(path), "openai/gpt-oss-20b"))
+    for key in card.keys() - {"model", "origin", "source", "published"}:
+        assert here[key] == card[key], key
+
+
+def test_an_unknown_quantisation_leaves_the_rest_known(tmp_path: Path) -> None:
+    raw = json.loads((DATA / "hf_configs" / "openai--gpt-oss-20b.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**raw, "quantization_config": {"quant_method": "hqq"}}))
+    found = json.loads(run(str(path), "--json").stdout)
+    assert found["total_params"] == GOLDEN["openai--gpt-oss-20b"]["total_params"]
+    assert (found["weight_bytes_total"], found["activated_weight_bytes"]["1"]) == (None, None)
+    assert "hqq" in found["notes"][0]
+    assert "unknown" in run(str(path)).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["openai/gpt-oss-20b", "--dtype", "bf1"], "--dtype = 'bf1'"),
+        (["openai/gpt-oss-20b", "--kv-dtype", "x"], "--kv-dtype = 'x'"),
+        (["./nothing"], "no such path"),
+        (["two words"], "is no model"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_model_that_cannot_be_built_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
+    result = run(str(tmp_path))
+    assert result.exit_code == 2
+    assert "'nonesuch'" in result.stderr
+
+
+def test_a_name_without_card_or_network_gets_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moecap.model.build.PreTrainedConfig.get_config_dict", _unreachable)
+    result = run("Qwen/Qwen3-30B-A3BB")
+    assert result.exit_code == 2
+    assert "did you mean Qwen/Qwen3-30B-A3B" in result.stderr
+
+
+def _unreachable(*_: Any, **__: Any) -> None:
+    raise OSError("We couldn't connect to 'https://huggingface.co'")
