@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import click
 
 import moecap
-from moecap.errors import ConfigError, LeaseHeldError, MoECapError, StudyExistsError, UnsupportedModelError
+from moecap.errors import ConfigError, LeaseHeldError, MoECapError, StudyError, StudyExistsError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from cluster.agenda import Agenda
@@ -50,6 +50,8 @@ def command(run: Callable[P, int | None]) -> click.Command:
             code = run(*args, **kwargs) or 0
         except MoECapError as error:
             click.echo(f"error: {error}", err=True)
+            if kwargs.get("as_json"):
+                _print({"error": _error_document(error)})
             wrong_use = ConfigError | StudyExistsError | LeaseHeldError | UnsupportedModelError
             code = WRONG_USE if isinstance(error, wrong_use) else FAILED
         click.get_current_context().exit(code)
@@ -182,6 +184,17 @@ def report(store: str, out: Path, study_name: str | None, as_json: bool) -> None
 
     files = [str(path) for path in report_to(*open_study(store, study_name), out)]
     _print({"files": files} if as_json else "\n".join(files))
+
+
+def _error_document(error: MoECapError) -> dict[str, Any]:
+    """An error as JSON: what it is, and every problem with key, value and remedy where it has such."""
+    problems = error.problems if isinstance(error, StudyError) else (error,) if isinstance(error, ConfigError) else ()
+    return {
+        "type": type(error).__name__, "message": str(error),
+        "problems": [
+            {"key": one.key, "value": repr(one.value), "message": one.message, "remedy": one.remedy} for one in problems
+        ],
+    }  # fmt: skip
 
 
 def _stored_at(plan: StudyPlan, store: str | None) -> StudyPlan:

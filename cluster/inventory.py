@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -24,6 +25,7 @@ from moecap.records import NodeInfo
 
 ANSWER_TIMEOUT_S = 90.0
 """For all agents to start and to describe their nodes."""
+CONNECT_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of an embedded Ray: runs go to the store by themselves, only summaries and telemetry pass through."""
 
@@ -47,6 +49,7 @@ def connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would measure engines behind every other process
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     settings = embedded if address == "local" else {}
+    _check_reachable(address)
     with redirect_stdout(sys.stderr):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
@@ -56,6 +59,17 @@ def connected(address: str) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes. ClusterError when nothing answers at HOST:PORT."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdigit()):
+        return  # `local`, `auto`, or what Ray refuses by itself
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster could be reached at {address!r}: {error}; is its head running?") from error
 
 
 def inventory() -> tuple[LiveNode, ...]:

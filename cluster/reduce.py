@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from moecap.errors import ConfigError, StoreError
+from moecap.metrics.peaks import highest_calibrations, with_peaks
 from moecap.metrics.reduce import Reduction, reduce_runs
 from moecap.records import StudyPlan
 from moecap.report import write_report
@@ -29,9 +31,12 @@ def open_study(root: str, name: str | None) -> tuple[Store, StudyPlan]:
 
 
 def whole_runs(store: Store) -> Iterator[RunData]:
-    """Every whole run, loaded one at a time."""
-    for run_id in sorted(store.whole_runs()):
-        yield store.load_run(run_id)
+    """Every whole run, loaded one at a time, against the highest calibrated peaks of its hardware."""
+    run_ids = sorted(store.whole_runs())
+    calibrated = highest_calibrations(map(store.load_manifest, run_ids))
+    for run_id in run_ids:
+        run = store.load_run(run_id)
+        yield replace(run, manifest=with_peaks(run.manifest, calibrated))
 
 
 def reduce_store(store: Store) -> Reduction:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from moecap.errors import StoreError
+from moecap.errors import ConfigError, StoreError
 from moecap.records import to_jsonable
 from moecap.schema import SCHEMA_VERSION
 
@@ -133,9 +133,13 @@ class Objects:
 
 
 def open_root(root: str) -> Objects:
-    """What lies under a local path, `s3://...` or `gs://...`. StoreError when that can't be opened."""
+    """What lies under a local path, `s3://...` or `gs://...`. StoreError when that can't be opened, ConfigError for a
+    file."""
     if "://" not in root:
-        return Objects(fs.LocalFileSystem(), str(Path(root).expanduser().absolute()))
+        path = Path(root).expanduser().absolute()
+        if path.is_file():
+            raise ConfigError("is a file", "STORE", root, "name a folder, or the URI of one")
+        return Objects(fs.LocalFileSystem(), str(path))
     try:
         filesystem, base = fs.FileSystem.from_uri(root)
     except (pa.ArrowInvalid, OSError) as error:

@@ -17,6 +17,7 @@ from typing import Protocol
 from moecap.accuracy import MAX_ANSWER_TOKENS, grade, load_task
 from moecap.engine import ENGINES
 from moecap.engine.base import Engine, EngineFacts
+from moecap.hardware.otherload import OtherLoad, Seen
 from moecap.records import (
     LoadSpec,
     Manifest,
@@ -52,6 +53,8 @@ DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
 UNREAD = dict.fromkeys(
     ("power_cap_w", "clock_policy", "memory_clock_hz", "memory_bus_bits"), "no sampler reads the device's settings"
 )
+DISTURBED_SHARE = 0.2
+"""Of the node's CPUs, busy with other work while a run was measured, above which the run is flagged."""
 UNSTEADY_SPREAD = 0.5
 """(max - min) / median over a calibration's rounds above which its peak is doubtful: other work ran beside it."""
 
@@ -106,6 +109,7 @@ class Session:
         if point.kind == "performance":
             self._warm_up(spec)
         telemetry.start(os.getpid())
+        others = OtherLoad()
         try:
             measured = self._performance(spec) if point.kind == "performance" else self._accuracy(spec)
         except BaseException as first:  # noqa: BLE001 - it is raised again
@@ -113,7 +117,8 @@ class Session:
                 telemetry.stop()
             finally:
                 raise first  # a second error stays visible as its context
-        return self._hand_over(spec, study, measured, telemetry.stop())
+        seen = others.seen()
+        return self._hand_over(spec, study, measured, telemetry.stop(), seen)
 
     def close(self) -> None:
         """Stop the engine."""
@@ -174,7 +179,7 @@ class Session:
 
     # -- handing over
 
-    def _hand_over(self, spec: RunSpec, study: str, measured: _Measured, sampled: Telemetry) -> RunData:
+    def _hand_over(self, spec: RunSpec, study: str, measured: _Measured, sampled: Telemetry, others: Seen) -> RunData:
         serve, facts = measured.serve, self._facts
         fingerprint = self._node.fingerprint
         passed, failed = run_checks(serve)
@@ -188,7 +193,10 @@ class Session:
             wall_offset_ns=time.time_ns() - time.monotonic_ns(), attempted=len(serve.requests),
             served=sum(one.first_token_ns is not None for one in serve.requests),
             completed=sum(one.status == "ok" for one in serve.requests), checks_passed=passed, checks_failed=failed,
-            flags={**facts.flags, **_flags(self._peaks, dummy_weights=facts.dummy_weights)},
+            flags={
+                **facts.flags,
+                **_flags(self._peaks, others, self._node.num_cpus, dummy_weights=facts.dummy_weights),
+            },
             unknown={**sampled.unknown, **UNREAD}, observer_ns=serve.observer_ns, sampler=sampled.stats,
         )  # fmt: skip
         return RunData(
@@ -202,9 +210,11 @@ class Session:
         )
 
 
-def _flags(peaks: Sequence[Peaks], *, dummy_weights: bool) -> dict[str, str]:
+def _flags(peaks: Sequence[Peaks], others: Seen, num_cpus: int, *, dummy_weights: bool) -> dict[str, str]:
     """What a reader of the run's numbers must know -> why."""
     found = {"dummy_weights": DUMMY_WEIGHTS} if dummy_weights else {}
+    if others.others + others.stolen > DISTURBED_SHARE * num_cpus:
+        found["disturbed"] = f"{others.told}, of {num_cpus}: the machine was not this run's own"
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
     if niceness > 0:
         found["low_priority"] = f"the engine ran at niceness {niceness}: any other process went first"

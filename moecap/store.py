@@ -101,14 +101,19 @@ class Store:
 
     def load_run(self, run_id: str) -> RunData:
         """One whole run. Raises StoreError when it has no manifest, can't be read or lost rows."""
+        folder, manifest = f"runs/{run_id}", self.load_manifest(run_id)
+        return RunData(manifest=manifest, **{name: self._read_table(folder, name, manifest) for name in RUN_TABLES})
+
+    def load_manifest(self, run_id: str) -> Manifest:
+        """Of one whole run, without its tables. Raises StoreError when there is none or it can't be read."""
         folder = f"runs/{run_id}"
         raw = self.objects.read_json(f"{folder}/{MANIFEST}")
         if raw is None:
             raise StoreError(f"{self.base}/{folder} holds no whole run: {MANIFEST} is missing")
         if raw["schema_version"] != SCHEMA_VERSION:
             raise StoreError(f"{self.base}/{folder} has schema version {raw['schema_version']}, not {SCHEMA_VERSION}")
-        manifest = _decode(Manifest, raw, f"{self.base}/{folder}/{MANIFEST}")
-        return RunData(manifest=manifest, **{name: self._read_table(folder, name, manifest) for name in RUN_TABLES})
+        manifest: Manifest = _decode(Manifest, raw, f"{self.base}/{folder}/{MANIFEST}")
+        return manifest
 
     def _write_run(self, folder: str, run: RunData) -> None:
         tables: dict[str, pa.Table] = {name: getattr(run, name) for name in RUN_TABLES}

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from moecap.errors import CalibrationError
+from moecap.hardware.otherload import OtherLoad
 from moecap.hardware.ssd import ssd_kernels, why_not_direct
 from moecap.hardware.timing import ROUNDS, Kernel, PeakRate, Timer, fastest_s, peak_rates
 from moecap.records import Peaks
@@ -29,8 +30,6 @@ USUAL_CACHE_BYTES = 32 * 2**20
 CACHES_PER_ARRAY = 4
 MEMORY_SHARE = 1 / 16
 """Of the available memory, at most, for one array."""
-BUSY = ("user", "nice", "system", "irq", "softirq")
-"""Kinds of CPU time that keep a CPU from idling; what runs niced is counted apart from `user`."""
 GEMM_CALL_S = 0.05
 """Longest matrix product that is worth its time."""
 
@@ -63,7 +62,7 @@ def calibrate_cpu(
     if num_threads < 1:
         raise CalibrationError(f"can't calibrate {num_threads} threads: at least one is needed")
     sizes = sizes or CalibrationSizes(array_bytes=_array_bytes())
-    others = _OtherLoad()
+    others = OtherLoad()
     try:
         no_ssd = why_not_direct(Path(scratch_dir))
         with _kernels(num_threads, sizes, None if no_ssd else Path(scratch_dir)) as kernels:
@@ -72,7 +71,7 @@ def calibrate_cpu(
         raise CalibrationError(f"calibration of {num_threads} CPU threads failed: {error}") from error
     if "int8" in found and found["int8"].work_per_s < found["float32"].work_per_s / 2:
         del found["int8"]  # a plain loop, many times slower: it says nothing about the hardware
-    return _as_peaks(found, [_method(found, sizes), others.seen(), *([f"no ssd: {no_ssd}"] if no_ssd else [])])
+    return _as_peaks(found, [_method(found, sizes), others.seen().told, *([f"no ssd: {no_ssd}"] if no_ssd else [])])
 
 
 def thread_counts(num_threads: int) -> list[int]:
@@ -129,26 +128,6 @@ def _kernels(num_threads: int, sizes: CalibrationSizes, disk: Path | None) -> It
 def _array_bytes() -> int:
     wanted = CACHES_PER_ARRAY * (last_level_cache_bytes() or USUAL_CACHE_BYTES)
     return int(min(wanted, psutil.virtual_memory().available * MEMORY_SHARE))
-
-
-class _OtherLoad:
-    """What else kept the CPUs busy since this was made: a peak that was measured beside other work is too low."""
-
-    def __init__(self) -> None:
-        self._start = self._read()
-
-    def seen(self) -> str:
-        """In words, for the method."""
-        wall_s, busy_s, stolen_s = (now - then for now, then in zip(self._read(), self._start, strict=True))
-        other = max(0.0, busy_s) / wall_s
-        return f"meanwhile other processes kept {other:.2f} CPUs busy and {stolen_s / wall_s:.2f} were stolen"
-
-    @staticmethod
-    def _read() -> tuple[float, float, float]:
-        """Wall seconds; CPU seconds of other processes; CPU seconds that a hypervisor gave to other machines."""
-        host, mine = psutil.cpu_times(), psutil.Process().cpu_times()
-        busy_s = sum(getattr(host, kind, 0.0) for kind in BUSY) - mine.user - mine.system
-        return time.monotonic(), busy_s, getattr(host, "steal", 0.0)
 
 
 def _as_peaks(found: Mapping[str, PeakRate], method: Sequence[str]) -> Peaks:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,23 +33,6 @@ def test_the_method_names_the_winning_kernels_and_what_ran_beside(tmp_path: Path
     assert "on 1 thread" in method
     assert "5 rounds" in method
     assert "other processes kept" in method
-
-
-def test_what_else_ran_is_counted_niced_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 10 s: 6 s plain, 8 s niced, 1 s of the kernel and 1 s of interrupts; 8 s of them are this process's own."""
-    clock = iter([100.0, 110.0])
-    host = iter([Times(), Times(user=6.0, nice=8.0, system=1.0, irq=1.0, idle=4.0, steal=5.0)])
-    own = iter([Times(), Times(user=7.0, system=1.0)])
-    monkeypatch.setattr(calibrate.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(calibrate.psutil, "cpu_times", lambda: next(host))
-    monkeypatch.setattr(calibrate.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: next(own)))
-    seen = calibrate._OtherLoad().seen()
-    assert seen == "meanwhile other processes kept 0.80 CPUs busy and 0.50 were stolen"
-
-
-def Times(**seconds: float) -> SimpleNamespace:
-    kinds = ("user", "nice", "system", "idle", "irq", "softirq", "steal")
-    return SimpleNamespace(**{kind: seconds.get(kind, 0.0) for kind in kinds})
 
 
 def test_without_direct_reads_ssd_is_left_out_and_the_method_says_why(

@@ -1,0 +1,48 @@
+"""What else kept this machine's CPUs busy for a while: what is measured beside other work is too slow.
+
+It judges nothing. Processes that the caller started and didn't wait for count as others.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import psutil
+
+BUSY = ("user", "nice", "system", "irq", "softirq")
+"""Kinds of CPU time that keep a CPU from idling; what runs niced is counted apart from `user`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """Means over the while, in CPUs."""
+
+    others: float
+    """Busy with other processes."""
+    stolen: float
+    """Given to other machines by a hypervisor."""
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        return f"meanwhile other processes kept {self.others:.2f} CPUs busy and {self.stolen:.2f} were stolen"
+
+
+class OtherLoad:
+    """Counts from when it is made."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def seen(self) -> Seen:
+        """Since then."""
+        wall_s, busy_s, stolen_s = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return Seen(others=max(0.0, busy_s) / wall_s, stolen=stolen_s / wall_s)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        """Wall seconds; CPU seconds of other processes; CPU seconds that a hypervisor gave to other machines."""
+        host, mine = psutil.cpu_times(), psutil.Process().cpu_times()
+        busy_s = sum(getattr(host, kind, 0.0) for kind in BUSY) - mine.user - mine.system
+        return time.monotonic(), busy_s, getattr(host, "steal", 0.0)
