@@ -163,8 +163,8 @@ def test_a_live_process_of_this_machine_holds_its_lease_whatever_the_clock_says(
     objects.write_json("lease.json", {**written(objects), "heartbeat_unix_s": 0.0})
     with pytest.raises(LeaseHeldError):
         Lease.acquire(objects, silent_s=0.1)
-    monkeypatch.setattr("psutil.boot_time", lambda: 0.0)  # where psutil's time of day of a process start comes from
-    monkeypatch.setattr("psutil._pslinux.BOOT_TIME", 0.0, raising=False)
+    # The clock was set: psutil gives process starts as times of day, and would give another one now.
+    monkeypatch.setattr("psutil.Process.create_time", lambda self: 12345.0)
     with pytest.raises(LeaseHeldError):
         Lease.acquire(objects, silent_s=0.1)
     lease.release()
