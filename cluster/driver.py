@@ -125,14 +125,17 @@ class _Driver:
         while not self._finished:
             if cancelled() and not told:
                 events.append(Cancelled())
+                self._engines.hurry()
                 told = True
             for event in events:
                 if isinstance(event, EngineStopped):
                     self._keep_log(event)
                 for command in self.lifecycle.handle(event):
                     self._do(command, event)
+            if told:
+                self._flush()  # who cancels may end Ray, and then this process, too
             if not self._finished:
-                events = self._await_events()
+                events = self._await_events(look_for_nodes=not told)
 
     def leave(self) -> None:
         """Whatever happened: no engine stays, and what is known is in the ledger."""
@@ -152,7 +155,7 @@ class _Driver:
             case Finish():
                 self._finished = True
 
-    def _await_events(self) -> list[Event]:
+    def _await_events(self, *, look_for_nodes: bool) -> list[Event]:
         """What happened next. Whether a node is gone is said before what happened on it: an engine that stopped with
         its node must not be started there again."""
         events = self._engines.events(POLL_S)
@@ -161,7 +164,7 @@ class _Driver:
         if due:
             self._round_s = time.monotonic()
             self._flush()
-        if due or any(isinstance(event, WorkerLost | EngineStopped) for event in events):
+        if look_for_nodes and (due or any(isinstance(event, WorkerLost | EngineStopped) for event in events)):
             events = [*self._lost_nodes(), *events]
         return events
 

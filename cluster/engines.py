@@ -41,6 +41,7 @@ NO_PROCESS = "Ray started no process for the engine: others may hold the node's 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """That Ray puts into tracebacks."""
 CLOSE_S = 30.0
+HURRIED_KILL_S = 10.0
 KILL_S = 45.0
 """A kill is quick; longer than Ray takes to notice that a node is gone, which must be known before it is free."""
 
@@ -76,6 +77,12 @@ class Engines:
         self._engines: dict[int, _Engine] = {}
         self._awaited: dict[Any, _Awaited] = {}
         self._at_once: list[Event] = []
+        self._kill_s = KILL_S
+
+    def hurry(self) -> None:
+        """Wait no longer for a kill than it takes where Ray still answers: a signal to the process group has ended an
+        embedded Ray together with its workers, and nobody is left to say so."""
+        self._kill_s = HURRIED_KILL_S
 
     def start(self, command: StartEngine) -> None:
         """Answered by EngineStarted, EngineFailed, WorkerLost or Hung."""
@@ -128,7 +135,7 @@ class Engines:
         for engine_id in list(self._engines):
             self.stop(StopEngine(engine_id=engine_id, kill=True))
         while self._engines:
-            self.events(KILL_S)
+            self.events(self._kill_s)
 
     def _await(
         self,
@@ -179,7 +186,7 @@ class Engines:
             del self._engines[engine_id]
             self._at_once.append(EngineStopped(engine_id=engine_id))
         else:
-            self._await(ended, engine_id, "kill", KILL_S)
+            self._await(ended, engine_id, "kill", self._kill_s)
 
 
 def _runner(placement: Placement) -> Any:

@@ -99,8 +99,10 @@ def test_runs_of_a_lost_node_go_to_another_one(tmp_path: Path, ray_cluster: Any)
     assert 1 <= len(launch.manifests(second.node_id)) < 6
 
 
-def test_ctrl_c_cancels_what_has_not_ended_and_keeps_the_rest(halfway: Launch) -> None:
-    os.killpg(halfway.driver.pid, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_what_has_not_ended_and_keeps_the_rest(halfway: Launch, number: signal.Signals) -> None:
+    """To the whole process group, as a terminal, `timeout` or a batch system send it: SIGTERM ends Ray as well."""
+    os.killpg(halfway.driver.pid, number)
     _, messages = halfway.driver.communicate(timeout=PATIENCE_S)
     assert halfway.driver.returncode == 1, messages
     assert "cancelled" in messages
