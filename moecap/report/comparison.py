@@ -70,6 +70,14 @@ def compare(metrics: Sequence[Metric], cap: Mapping[str, Any], plan: StudyPlan) 
     names = set_names(cap["sets"])
     sections = tuple(_section(one, name, index, plan, notes) for one, name in zip(cap["sets"], names, strict=True))
     notes.left_out = _left_out(cap, plan)
+    notes.outside = {
+        one["reason"]: {
+            other["system"]: None for other in compared.get("outside", ()) if other["reason"] == one["reason"]
+        }
+        for compared in cap["sets"]
+        for one in compared.get("outside", ())
+    }
+    notes.is_relative = plan.cap.reference is None and any(len(one["entries"]) > 1 for one in cap["sets"])
     return Comparison(sections=sections, notes=tuple(notes.lines(plan)))
 
 
@@ -112,12 +120,12 @@ def _verdict(entry: Entry, told: _Told) -> tuple[str, str, str]:
 
 
 def _left_out(cap: Mapping[str, Any], plan: StudyPlan) -> list[str]:
-    """Points of the plan that no entry shows; with an SLO, systems without any entry."""
+    """Points of the plan that no entry shows; with an SLO, systems without any entry that weren't measured."""
     keys = ("model", "system") if plan.slo else ("model", "system", "load")
     shown = {
         (compared["workload"], *(entry[key] for key in keys))
         for compared in cap["sets"]
-        for entry in compared["entries"]
+        for entry in [*compared["entries"], *compared.get("outside", ())]
     }
     absent = []
     for one in plan.points:
@@ -169,6 +177,9 @@ class _Notes:
         """Mark -> (system, compared set)."""
         self.bases: dict[str, None] = {}
         self.left_out: list[str] = []
+        self.outside: dict[str, dict[str, None]] = {}
+        """Why systems that were measured aren't compared -> systems."""
+        self.is_relative = False
         self.spans: dict[str, dict[tuple[str, str], None]] = {}
         """Cost at the ends of its prices, as shares of what is shown -> (system, compared set)."""
         self.interval = self.peaks = False
@@ -192,8 +203,12 @@ class _Notes:
             yield f"{mark} ({self._where(holders)})"
         for (reason, titles), holders in self._grouped().items():
             yield f"{UNKNOWN} {titles}: {reason} ({self._where(holders)})"
+        for reason, systems in self.outside.items():
+            yield f"measured and not compared: {', '.join(systems)}: {reason}; metrics.csv has their numbers"
         if self.left_out:
-            yield f"not shown, without a whole run or outside the SLO: {', '.join(self.left_out)}"
+            yield f"not shown, without a whole run: {', '.join(self.left_out)}"
+        if self.is_relative:
+            yield "CAP axes run from the worst (0) to the best (1) of what is compared, however near they are"
 
     def _grouped(self) -> dict[tuple[str, str], dict[tuple[str, str], None]]:
         """(reason, columns) -> entries: one line where several cells lack values for the same reason."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +185,34 @@ def test_a_launch_is_good_when_everything_is_stored_or_not_needed(states: list[R
 
 def test_every_command_explains_itself() -> None:
     assert all(isinstance(command, click.Command) and command.help for command in main.commands.values())
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
+    with socket.socket() as taken:  # bound and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        begin_s = time.monotonic()
+        result = CliRunner().invoke(main, ["nodes", "--address", address])
+    assert result.exit_code == 1
+    assert address in result.stderr and "is its head running?" in result.stderr
+    assert time.monotonic() - begin_s < 20
+
+
+@pytest.mark.parametrize("command", [["status"], ["reduce"], ["report", "--out", "out"], ["launch", "--store"]])
+def test_a_file_is_no_store(command: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    result = CliRunner().invoke(main, [*command, str(file)])
+    assert result.exit_code == 2
+    assert "is a file; name a folder" in result.stderr
+
+
+def test_errors_are_json_documents_too(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("name: x\nmodels: [reference]\nsystems: [{name: a, engine: none, node: cpu}]\nrepeets: 3\n")
+    found = json.loads(CliRunner().invoke(main, ["launch", str(study), "--json"]).stdout)["error"]
+    assert found["type"] == "StudyError"
+    assert {one["key"] for one in found["problems"]} >= {"systems.0.engine", "repeets"}
+    assert all(one["remedy"] for one in found["problems"])
+    one = json.loads(CliRunner().invoke(main, ["devices", "nonesuch", "--json"]).stdout)["error"]["problems"][0]
+    assert (one["key"], one["value"]) == ("device", "'nonesuch'")
