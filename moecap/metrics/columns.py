@@ -27,6 +27,7 @@ class Passes:
     """The counted passes of a window, one element per pass; `query`, `context` and `row` one per (pass, request)."""
 
     pass_id: Ints
+    replica: Ints
     phase: NDArray[np.str_]
     started_ns: Ints
     launched_ns: Ints

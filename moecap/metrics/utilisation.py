@@ -1,6 +1,7 @@
 """Metrics of the performance axis that relate passes to what the hardware could do: S-MBU, S-MFU, overhead.
 
-Definitions: docs/metrics.md. Every ratio is one of sums over the counted passes of a window.
+Definitions: docs/metrics.md. Every ratio is one of sums over the counted passes of a window; a pass of a data-parallel
+replica is held against that replica's share of the peaks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ OVERHEAD_SHARE = 0.5
 
 def _against_bandwidth(run: RunView, bytes_read: Floats, scope: str | None) -> Iterator[Observed]:
     """sum(bytes) / sum(t_p) / B_peak per phase and peak source."""
-    for peaks in run.peaks:
+    for peaks in run.replica_peaks:
         for phase in PHASES:
             key: dict[str, Any] = {"phase": phase, "scope": scope, "peak_source": peaks.source}
             where = run.passes.where(phase)
@@ -64,7 +65,7 @@ def mbu_min_bk(run: RunView) -> Iterator[Observed]:
 def s_mbu_tier(run: RunView) -> Iterator[Observed]:
     """What passes read from a memory tier per second of pass time, over that tier's peak."""
     for tier, bytes_read in run.tier_bytes().items():
-        for peaks in run.peaks:
+        for peaks in run.replica_peaks:
             key: dict[str, Any] = {"peak_source": peaks.source, "qualifiers": {"tier": tier}}
             peak = peaks.tier_bytes_per_s.get(tier)
             if peak is None:
@@ -77,7 +78,7 @@ def s_mbu_tier(run: RunView) -> Iterator[Observed]:
 @metric("s_mfu", unit="share", direction="higher", needs=PASSES)
 def s_mfu(run: RunView) -> Iterator[Observed]:
     """sum over dtypes (FLOPs / dense peak of the dtype) / sum(t_p), per phase and peak source."""
-    for peaks in run.peaks:
+    for peaks in run.replica_peaks:
         for phase in PHASES:
             where = run.passes.where(phase)
             unknown = sorted(run.work.flops.keys() - peaks.flops_per_s.keys())
@@ -95,7 +96,7 @@ def s_mfu(run: RunView) -> Iterator[Observed]:
 def overhead_share(run: RunView) -> Iterator[Observed]:
     """Share of pass time that a perfect overlap of memory and compute at their peaks leaves unexplained:
     1 - sum(max(physical bytes / B_peak, FLOPs / F_peak)) / sum(t_p). For offloaded systems reads of tiers count."""
-    for peaks in run.peaks:
+    for peaks in run.replica_peaks:
         unknown = run.work.flops.keys() - peaks.flops_per_s.keys()
         for phase in PHASES:
             key: dict[str, Any] = {"phase": phase, "peak_source": peaks.source}

@@ -6,6 +6,7 @@ What ends or comes out at the very start of the window was made before it: passe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -67,7 +68,8 @@ class RunView:
         query, row = flat(table["query_lens"])
         context, _ = flat(table["context_lens"])
         return Passes(
-            pass_id=column(table, "pass_id"), phase=np.array(table["phase"].to_pylist(), dtype=np.str_),
+            pass_id=column(table, "pass_id"), replica=column(table, "replica"),
+            phase=np.array(table["phase"].to_pylist(), dtype=np.str_),
             started_ns=column(table, "started_ns"), launched_ns=column(table, "launched_ns"),
             duration_s=column(table, "duration_ns") * NS, num_requests=column(table, "num_requests"),
             scheduled_tokens=column(table, "scheduled_tokens"), logits_tokens=column(table, "logits_tokens"),
@@ -91,6 +93,13 @@ class RunView:
             matrix[rows, at[1]] = column(table, name)
             found[name] = matrix
         return Routing(layers=layers, **found)
+
+    @cached_property
+    def replica_peaks(self) -> tuple[Peaks, ...]:
+        """The peaks of one data-parallel replica: replicas run side by side, each on its share of the devices, and a
+        pass is of one of them."""
+        count = max(1, len(np.unique(self.passes.replica)))
+        return tuple(_share(one, count) for one in self.peaks)
 
     @cached_property
     def work(self) -> PassWork:
@@ -156,6 +165,17 @@ class RunView:
         start_ns, end_ns = self.window_ns
         found: Bools = (self.requests.sent_ns >= start_ns) & (self.requests.sent_ns <= end_ns)
         return found
+
+
+def _share(peaks: Peaks, count: int) -> Peaks:
+    """A `count`-th of every rate."""
+    rate = peaks.memory_bytes_per_s
+    return replace(
+        peaks,
+        memory_bytes_per_s=None if rate is None else rate / count,
+        flops_per_s={dtype: flops / count for dtype, flops in peaks.flops_per_s.items()},
+        tier_bytes_per_s={tier: one / count for tier, one in peaks.tier_bytes_per_s.items()},
+    )
 
 
 def _with_asked(known: tuple[Peaks, ...], asked: PeakSource) -> tuple[Peaks, ...]:
