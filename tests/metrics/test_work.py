@@ -144,7 +144,8 @@ def test_causal_pairs_and_attended_tokens_equal_counting(q: int, before: int, wi
     shape = replace(SHAPE, layers=(replace(LAYER, window_tokens=window),))
     one = np.array([0])
     passes = Passes(
-        pass_id=one, replica=one, phase=np.array(["prefill"]), started_ns=one, launched_ns=one, duration_s=np.array([1.0]),
+        pass_id=one, replica=one,
+            phase=np.array(["prefill"]), started_ns=one, launched_ns=one, duration_s=np.array([1.0]),
         num_requests=one + 1, scheduled_tokens=one + q, logits_tokens=one, padded_tokens=one, query=one + q,
         context=one + before + q, row=one,
     )  # fmt: skip
