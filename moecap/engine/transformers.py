@@ -21,6 +21,7 @@ from moecap.engine.experts import weight_storage_bytes
 from moecap.engine.int8 import quantise_int8
 from moecap.engine.serving import Serving
 from moecap.errors import ConfigError, EngineError
+from moecap.hardware.compute import compute_dtype_of
 from moecap.hardware.ssd import scratch_on_disk
 from moecap.model.shape import classify_parameters, shape_of
 from moecap.model.source import resolve
@@ -81,7 +82,7 @@ class TransformersEngine(Engine):
         )  # fmt: skip
         return EngineFacts(
             shape=shape,
-            held=_held(net, classes, params, self._disk),
+            held=_held(net, classes, params, self._disk, system.quantization),
             settings=_settings(net, device, self._serving, self._disk) | {"resident_share": share},
             dummy_weights=dummy,
             flags={"experts_read_through_cache": self._disk.io_mode} if self._disk and self._disk.is_cached else {},
@@ -181,6 +182,7 @@ def _held(
     classes: Mapping[str, tuple[TensorClass, int | None]],
     params: Mapping[str, int],
     disk: DiskExperts | None,
+    quantization: str | None,
 ) -> HeldWeights:
     held_bytes: dict[str, int] = {}
     held_params: dict[str, int] = {}
@@ -196,7 +198,7 @@ def _held(
         per_param["lm_head"] = per_param["embedding"]
     return HeldWeights(
         bytes_per_param=per_param,
-        compute_dtype=dict.fromkeys([*per_param, "attention"], dtype),
+        compute_dtype=dict.fromkeys([*per_param, "attention"], compute_dtype_of(quantization or dtype, dtype)),
         kv_bytes_per_element=width,
         activation_bytes_per_element=width,
         weight_bytes=held_bytes,

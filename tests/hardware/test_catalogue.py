@@ -47,6 +47,25 @@ def test_memory_is_binary_and_bandwidth_decimal() -> None:
     assert find_device("ddr5-4800-channel").memory_bytes_per_s == 8 * 4800e6  # 8 bytes a transfer
 
 
+@pytest.mark.parametrize(
+    ("cpu", "channels", "bytes_per_s"),
+    [
+        ("amd-epyc-7763", 8, 8 * 25.6e9),
+        ("amd-epyc-9654", 12, 12 * 38.4e9),
+        ("intel-xeon-platinum-8480plus", 8, 8 * 38.4e9),
+        ("intel-xeon-6980p", 12, 12 * 70.4e9),
+        ("amd-epyc-9755", 12, 12 * 48e9),
+        ("nvidia-grace-72c", None, 500e9),  # LPDDR5X has no DIMM channels
+    ],
+)
+def test_a_socket_is_so_many_channels(cpu: str, channels: int | None, bytes_per_s: float) -> None:
+    spec = find_device(cpu)
+    assert spec.memory_channels == channels
+    assert spec.memory_bytes_per_s == pytest.approx(bytes_per_s)
+    if channels is not None and spec.memory_transfers_per_s is not None:
+        assert spec.memory_bytes_per_s == pytest.approx(channels * 8 * spec.memory_transfers_per_s)
+
+
 def test_components_are_priced_by_capacity_and_devices_by_piece() -> None:
     assert find_device("nvme-ssd-pcie5-x4").price_usd is None
     assert find_device("nvme-ssd-pcie5-x4").price_usd_per_gb == 0.2
