@@ -135,7 +135,7 @@ def test_ssd_kernels_read_every_byte_from_storage(tmp_path: Path) -> None:
         assert [kernel.work for kernel in kernels] == [3 * ssd.BLOCK_BYTES] * len(ssd.READERS)
         for kernel in kernels:
             kernel.call()
-    # The kernel's own count of what this process fetched from storage: the page cache served none of it. (Page faults of
-    # this process may add to it.)
+    # The kernel's own count of what this process fetched from storage: the page cache served none of it. Page faults of
+    # this process may add to it.
     assert ssd.psutil.Process().io_counters().read_bytes - before >= 2 * 3 * ssd.BLOCK_BYTES
     assert list(tmp_path.iterdir()) == []
