@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from moecap.errors import ConfigError, UnsupportedModelError
+from moecap.model.hub import is_hub_reachable
 from moecap.model.source import resolve
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ def read_config(source: str | Path) -> Mapping[str, Any]:
     try:
         if isinstance(found, Path):
             return dict(json.loads((found / "config.json" if found.is_dir() else found).read_text()))
-        raw, _ = PreTrainedConfig.get_config_dict(found)
+        raw, _ = PreTrainedConfig.get_config_dict(found, local_files_only=not is_hub_reachable())
     except (OSError, ValueError, TypeError) as error:
         remedy = "give a Hugging Face id or a local folder that holds config.json"
-        raise ConfigError(f"its configuration can't be read: {error}", "model", str(source), remedy) from error
+        cause = str(error).partition("\n")[0]
+        raise ConfigError(f"its configuration can't be read: {cause}", "model", str(source), remedy) from error
     return dict(raw)

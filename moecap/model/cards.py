@@ -58,7 +58,7 @@ def all_cards() -> tuple[Card, ...]:
 
 def near_ids(model: str) -> list[str]:
     """Ids with a card that look like `model`."""
-    known = {key: card.model if card.model.lower() == key else key for key, card in _cards_by_id().items()}
+    known = {name.lower(): name for card in _cards_by_id().values() for name in (card.model, *card.also)}
     return [known[key] for key in difflib.get_close_matches(model.lower(), known, n=3)]
 
 

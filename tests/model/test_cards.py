@@ -123,6 +123,7 @@ def test_other_trainings_share_a_card() -> None:
     assert find_card("deepseek-ai/DeepSeek-V2-Lite-Chat") is find_card("deepseek-ai/deepseek-v2-lite")
     assert find_card("org/unheard-of") is None
     assert near_ids("Qwen/Qwen3-30B-A3")[0] == "Qwen/Qwen3-30B-A3B"
+    assert near_ids("qwen/qwen3-30b-a3b-bas")[0] == "Qwen/Qwen3-30B-A3B-Base"
 
 
 def test_a_card_needs_neither_torch_nor_transformers() -> None:

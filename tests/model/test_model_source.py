@@ -1,6 +1,7 @@
 """Names of models: what they resolve to, and when the identity of local weights changes."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,18 @@ def test_weights_are_counted_in_the_one_format_that_loaders_read(checkpoint: Pat
         shard.unlink()
     assert checkpoint_bytes(name) is None
     assert checkpoint_bytes("org/model") is None
+
+
+def test_a_hub_where_nothing_answers_is_not_waited_for() -> None:
+    """A port that is bound and doesn't listen; without a cache nobody tells the commit."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        check = "from moecap.model.hub import hub_commit, is_hub_reachable; print(is_hub_reachable(), hub_commit('org/model'))"
+        environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+        environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{taken.getsockname()[1]}", "HF_HOME": "/nonexistent"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, env=environment)
+    assert ran.stdout.split() == ["False", "None"]
 
 
 def test_expected_distinct_experts_by_enumeration() -> None:
