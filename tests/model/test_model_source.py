@@ -141,7 +141,7 @@ def test_a_hub_where_nothing_answers_is_not_waited_for() -> None:
     """A port that is bound and doesn't listen; without a cache nobody tells the commit."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        check = "from moecap.model.hub import hub_commit, is_hub_reachable; print(is_hub_reachable(), hub_commit('org/model'))"
+        check = "from moecap.model import hub; print(hub.is_hub_reachable(), hub.hub_commit('org/model'))"
         environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
         environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{taken.getsockname()[1]}", "HF_HOME": "/nonexistent"}
         environment.pop("HF_HUB_OFFLINE", None)
