@@ -312,6 +312,12 @@ class LayerShape:
     norm_params: int = 0
     ffn_matmul_params_per_token: int = 0
     """Matrix parameters that one token uses outside the mixer: router, top-k experts, shared experts, dense FFN."""
+    routed_matmul_params_per_token: int = 0
+    """Of these, the routed experts'."""
+    shared_matmul_params: int = 0
+    """Of these, the shared experts'."""
+    dense_matmul_params: int = 0
+    """Of these, the dense FFN's; what is left is the router's and the residual stream's."""
     activation_elements_per_token: int = 0
     """Elements that one token's operators read and write, each input and output once; moecap/model/activations.py."""
 

@@ -56,13 +56,6 @@ def identify(name: str, memory_bytes: int | None = None, pci_id: str | None = No
     return _unknown(f"{name!r} ({_gib(memory_bytes)}, PCI id {asked}) may be {keys} or none of them", candidates)
 
 
-def identify_cpu(model: str) -> Identity:
-    """The CPU socket that the kernel calls `model` in /proc/cpuinfo, by exact name."""
-    own, _ = keys_named(model)
-    keys = tuple(key for key in own if catalogue()[key].kind == "cpu")
-    return Identity(key=keys[0], candidates=keys) if len(keys) == 1 else _unknown(f"no row is the CPU {model!r}", keys)
-
-
 def memory_fits(row: DeviceSpec, memory_bytes: int | None) -> bool:
     """Whether a device that reports so much memory may be this one; what isn't known contradicts nothing."""
     if memory_bytes is None or row.memory_bytes is None:

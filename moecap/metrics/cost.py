@@ -68,7 +68,9 @@ def _footprint(run: RunView, kind: str) -> Hardware:
     priced = run.prices.device(chosen.spec.key)
     assert priced is not None, "it was chosen for its price"
     labels = ", ".join(filter(None, (priced.label, run.prices.ranges_told(chosen.spec.key))))
-    told = {"prices": labels, "device": chosen.label, "modelled": "by ratings, without a host"}
+    has_host = kind == "rental" and priced.rental_includes_host
+    modelled = f"by ratings, {'the rented host with it' if has_host else 'without a host'}"
+    told = {"prices": labels, "device": chosen.label, "modelled": modelled}
     return Hardware(price=chosen.price, energy=_at_tdp(chosen, priced.tdp_w, run.window_s), told=told)
 
 

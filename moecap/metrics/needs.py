@@ -27,13 +27,17 @@ class Needs:
     """Achieved, by compute dtype, likewise."""
 
 
-def needs_of(shape: ModelShape, held: HeldWeights, passes: Passes, work: PassWork) -> Needs:
-    """Needs over the counted passes, of which there must be one."""
-    memory = sum(held.weight_bytes.values()) + kv_held_bytes(shape, held, passes).max()
+def needs_of(shape: ModelShape, held: HeldWeights, passes: Passes, work: PassWork, num_replicas: int = 1) -> Needs:
+    """Needs over the counted passes, of which there must be one.
+
+    Data-parallel replicas run side by side, and a pass is of one of them: its KV, workspace and rates count for each.
+    """
+    of_one = kv_held_bytes(shape, held, passes).max() + workspace_bytes(shape, held, passes)
+    rates = {dtype: _highest_rate(flops, passes) for dtype, flops in work.flops.items()}
     return Needs(
-        memory_bytes=float(memory + workspace_bytes(shape, held, passes)),
-        memory_bytes_per_s=_highest_rate(work.physical_bytes, passes),
-        flops_per_s={dtype: rate for dtype, flops in work.flops.items() if (rate := _highest_rate(flops, passes))},
+        memory_bytes=float(sum(held.weight_bytes.values()) + num_replicas * of_one),
+        memory_bytes_per_s=num_replicas * _highest_rate(work.physical_bytes, passes),
+        flops_per_s={dtype: num_replicas * rate for dtype, rate in rates.items() if rate},
     )
 
 

@@ -98,8 +98,12 @@ class RunView:
     def replica_peaks(self) -> tuple[Peaks, ...]:
         """The peaks of one data-parallel replica: replicas run side by side, each on its share of the devices, and a
         pass is of one of them."""
-        count = max(1, len(np.unique(self.passes.replica)))
-        return tuple(_share(one, count) for one in self.peaks)
+        return tuple(_share(one, self.num_replicas) for one in self.peaks)
+
+    @property
+    def num_replicas(self) -> int:
+        """Data-parallel replicas that ran passes at any time of the run."""
+        return max(1, len(self.run.passes["replica"].unique()))
 
     @cached_property
     def work(self) -> PassWork:
@@ -109,7 +113,9 @@ class RunView:
     @cached_property
     def needs(self) -> Needs | None:
         """What the counted passes needed of the hardware; None without any."""
-        return needs_of(self.shape, self.held, self.passes, self.work) if len(self.passes) else None
+        if len(self.passes) == 0:
+            return None
+        return needs_of(self.shape, self.held, self.passes, self.work, self.num_replicas)
 
     @cached_property
     def placed(self) -> Placed:

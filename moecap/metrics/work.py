@@ -135,10 +135,16 @@ def _flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str, Fl
         per_pair * _per_request_sum(_causal_pairs(passes, window), passes)
         for window, per_pair in _by_window(shape, "score_flops_per_pair").items()
     )
-    ffn = "routed_expert" if any(layer.num_experts for layer in shape.layers) else "dense_ffn"
+    per_token = {
+        "mixer": sum(layer.mixer_matmul_params for layer in shape.layers),
+        "routed_expert": sum(layer.routed_matmul_params_per_token for layer in shape.layers),
+        "shared_expert": sum(layer.shared_matmul_params for layer in shape.layers),
+        "dense_ffn": sum(layer.dense_matmul_params for layer in shape.layers),
+    }
+    all_ffn = sum(layer.ffn_matmul_params_per_token for layer in shape.layers)
+    per_token["router"] = all_ffn + per_token["mixer"] - sum(per_token.values())
     parts: list[tuple[str, Floats]] = [
-        ("mixer", 2.0 * tokens * sum(layer.mixer_matmul_params for layer in shape.layers)),
-        (ffn, 2.0 * tokens * sum(layer.ffn_matmul_params_per_token for layer in shape.layers)),
+        *((kind, 2.0 * tokens * params) for kind, params in per_token.items() if params),
         ("lm_head", 2.0 * passes.logits_tokens * shape.lm_head_matrix_params),
         ("attention", np.zeros(len(passes)) + scores),
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -24,7 +24,11 @@ def hub_commit(name: str) -> str | None:
     for only_cached in (True, False) if is_hub_reachable() else (True,):
         try:
             config = Path(hf_hub_download(name, "config.json", local_files_only=only_cached))
-        except (LocalEntryNotFoundError, HfHubHTTPError):  # whoever loads the weights says what is wrong with the name
+        except (
+            LocalEntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+        ):  # whoever loads the weights says what is wrong with the name
             continue
         return config.parent.name  # .../snapshots/<commit>/config.json
     return None

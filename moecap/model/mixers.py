@@ -49,18 +49,17 @@ def is_residual(module: nn.Module) -> bool:
 def _latent_attention(module: Any) -> Mixer | None:
     """MLA (DeepSeek-V2): one latent and one rope key per token, shared by all heads.
 
-    Engines absorb kv_b_proj into query and output: scores over latent + rope, values over the latent, per head. With an
-    indexer (DeepSeek-V3.2) its key is cached too; scores count every pair, as before the indexer selects.
+    Engines absorb kv_b_proj into query and output: scores over latent + rope, values over the latent, per head. An
+    indexer (DeepSeek-V3.2) counts with its parameters alone: every pair is scored, as before it selects, and its own
+    keys aren't among what is kept.
     """
-    if not (hasattr(module, "kv_b_proj") and hasattr(module, "kv_lora_rank")):
+    if not _has(module, "kv_b_proj", "kv_lora_rank"):
         return None
     latent, rope = module.kv_lora_rank, module.qk_rope_head_dim
-    indexer = getattr(module, "indexer", None)
-    index_key = 0 if indexer is None else indexer.head_dim
     return Mixer(
         kind="mla",
         score_flops_per_pair=2 * module.num_heads * ((latent + rope) + latent),
-        kv_elements_per_token=latent + rope + index_key,
+        kv_elements_per_token=latent + rope,
     )
 
 

@@ -112,6 +112,9 @@ def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *,
         router_params=params["router"],
         norm_params=params["norm"],
         ffn_matmul_params_per_token=used.total(),
+        routed_matmul_params_per_token=used["routed_expert"],
+        shared_matmul_params=used["shared_expert"],
+        dense_matmul_params=used["dense_ffn"],
         activation_elements_per_token=activation_elements(
             parts, mixer, config.hidden_size, num_experts=num_experts, top_k=top_k
         ),

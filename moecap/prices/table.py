@@ -18,7 +18,7 @@ UNKNOWN_HOST = "unknown-host-default"
 Positive = Annotated[float, Field(gt=0)]
 ComponentName = Literal["cpu", "dram", "ssd", "board", "network"]
 ALTERNATIVES = {
-    "price_usd": ("components", "price_usd_per_gb"), "price_usd_per_gb": ("price_usd",),
+    "price_usd": ("components", "price_usd_per_gb", "num_cpus"), "price_usd_per_gb": ("price_usd",),
     "components": ("price_usd", "tdp_w"),
 }  # fmt: skip
 """Keys of a host or component: what a study writes replaces what it can't stand beside."""
@@ -123,7 +123,7 @@ class Device(_Strict):
     rental_includes_host: bool = False
     """The hourly price is that of an instance, so no share of the host is added to it."""
     tdp_w: Positive | None = None
-    label: str
+    label: str = "the study's own price"
 
 
 class Prices(_Strict):

@@ -47,7 +47,8 @@ PEAKS = Peaks(source="calibrated", memory_bytes_per_s=1e6, flops_per_s={"float32
 LAYER = LayerShape(
     index=0, mixer="full_attention", mixer_params=100, mixer_matmul_params=90, score_flops_per_pair=8,
     kv_elements_per_token=4, window_tokens=None, num_experts=4, top_k=2, expert_params=50, router_params=10,
-    norm_params=6, ffn_matmul_params_per_token=110, activation_elements_per_token=30,
+    norm_params=6, ffn_matmul_params_per_token=110,
+    routed_matmul_params_per_token=100, activation_elements_per_token=30,
 )  # fmt: skip
 SHAPE = ModelShape(
     name="tiny", model_type="hand", hidden_size=5, vocab_size=20, layers=(LAYER,), embedding_params=100,

@@ -110,6 +110,37 @@ def test_two_replicas_are_as_utilised_as_one() -> None:
     )  # fmt: skip
     for name in ("s_mbu", "s_mbu_physical", "mbu", "s_mfu", "overhead_share"):
         assert value(name, both) == pytest.approx(value(name, alone)), name
+    one, two = view(alone).needs, view(both).needs
+    assert one is not None and two is not None
+    weights = sum(HELD.weight_bytes.values())
+    assert two.memory_bytes - weights == pytest.approx(2 * (one.memory_bytes - weights))
+    assert two.memory_bytes_per_s == pytest.approx(2 * one.memory_bytes_per_s)
+    assert two.flops_per_s == pytest.approx({dtype: 2 * rate for dtype, rate in one.flops_per_s.items()})
+
+
+def test_a_replica_that_ran_outside_the_window_still_has_its_share() -> None:
+    inside = one_pass(0, Phase.DECODE, 1.0, 1.0, (1,), (11,))
+    outside = replace(one_pass(1, Phase.DECODE, 20.0, 1.0, (1,), (11,)), replica=1)
+    routing = tuple(routed(i, (1, 1, 0, 0)) for i in range(2))
+    both = a_run(passes=(inside, outside), routing=routing)
+    alone = a_run(passes=(inside,), routing=routing[:1])
+    assert value("s_mbu", both) == pytest.approx(2 * value("s_mbu", alone))  # of half the peak
+
+
+def test_every_class_computes_at_its_own_dtype() -> None:
+    """Per token 90 matrix parameters of the mixer, 60 of routed experts, 20 shared, 5 dense and 25 of the router."""
+    layer = replace(LAYER, routed_matmul_params_per_token=60, shared_matmul_params=20, dense_matmul_params=5)
+    shape = replace(SHAPE, layers=(layer,))
+    dtypes = {
+        "mixer": "bfloat16", "routed_expert": "float4", "shared_expert": "float8", "dense_ffn": "int8",
+        "router": "float32", "lm_head": "float16", "attention": "tfloat32",
+    }  # fmt: skip
+    held = replace(HELD, compute_dtype=dtypes)
+    found = worked((one_pass(0, Phase.DECODE, 0.0, 1.0, (1,), (3,)),), [(0, 2)], shape, held)
+    assert {dtype: flops[0] for dtype, flops in found.flops.items()} == {
+        "bfloat16": 180.0, "float4": 120.0, "float8": 40.0, "int8": 10.0, "float32": 50.0, "float16": 200.0,
+        "tfloat32": 8.0 * 3,
+    }  # fmt: skip
 
 
 def worked(

@@ -106,8 +106,8 @@ def test_flops_by_hand() -> None:
 def test_compute_dtypes_are_kept_apart() -> None:
     held = replace(HELD, compute_dtype={**HELD.compute_dtype, "routed_expert": "int8"})
     found = work((one_pass(0, Phase.DECODE, 0, 1, (1,), (2,)),), (routed(0, (1, 1, 0, 0)),), held=held)
-    assert found.flops["int8"].tolist() == [2 * 110]
-    assert found.flops["float32"].tolist() == [2 * 90 + 2 * 8 + 2 * 100]
+    assert found.flops["int8"].tolist() == [2 * 100]
+    assert found.flops["float32"].tolist() == [2 * 90 + 2 * 10 + 2 * 8 + 2 * 100]
 
 
 def test_windows_and_states() -> None:

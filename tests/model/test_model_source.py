@@ -109,11 +109,13 @@ def test_a_hub_id_is_the_commit_in_the_cache(tmp_path: Path) -> None:
     (repo / "refs" / "main").write_text("c0ffee")
     (repo / "snapshots" / "c0ffee").mkdir(parents=True)
     (repo / "snapshots" / "c0ffee" / "config.json").write_text("{}")
-    check = "from moecap.model.hub import hub_commit; print(hub_commit('org/model'), hub_commit('org/other'))"
+    check = (
+        "from moecap.model.hub import hub_commit as at; print(at('org/model'), at('org/other'), at('no/such--name'))"
+    )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
     ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, env=environment)
-    assert ran.stdout.split() == ["c0ffee", "None"]
+    assert ran.stdout.split() == ["c0ffee", "None", "None"]
 
 
 def test_weights_are_counted_in_the_one_format_that_loaders_read(checkpoint: Path) -> None:
