@@ -84,10 +84,14 @@ def read_config(source: str | Path) -> Mapping[str, Any]:
     found = resolve(str(source.absolute() if isinstance(source, Path) else source))
     try:
         if isinstance(found, Path):
-            return dict(json.loads((found / "config.json" if found.is_dir() else found).read_text()))
-        raw, _ = PreTrainedConfig.get_config_dict(found, local_files_only=not is_hub_reachable())
+            raw = dict(json.loads((found / "config.json" if found.is_dir() else found).read_text()))
+        else:
+            raw, _ = PreTrainedConfig.get_config_dict(found, local_files_only=not is_hub_reachable())
     except (OSError, ValueError, TypeError) as error:
         remedy = "give a Hugging Face id or a local folder that holds config.json"
         cause = str(error).partition("\n")[0]
         raise ConfigError(f"its configuration can't be read: {cause}", "model", str(source), remedy) from error
+    if not raw.get("model_type"):
+        remedy = "give a Hugging Face id, or a local folder or file with the config.json of a model"
+        raise ConfigError("its configuration names no model_type", "model", str(source), remedy)
     return dict(raw)

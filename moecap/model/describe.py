@@ -6,7 +6,7 @@ Models with a shape card are described from it, without network, torch or transf
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,15 @@ def find_model(name: str) -> Described:
     found = resolve(name)
     card = None if isinstance(found, Path) else find_card(name)
     if card is not None:
+        alike = () if name.lower() == card.model.lower() else (f"the same configuration as {card.model}",)
         return Described(
-            shape=card.shape, stored=card.stored, origin=f"shape card, {card.origin}", source=card.source,
-            published=card.published, notes=card.stored.notes,
-        )  # fmt: skip
+            shape=replace(card.shape, name=name) if alike else card.shape,
+            stored=card.stored,
+            origin=f"shape card, {card.origin}",
+            source=card.source,
+            published=card.published,
+            notes=(*alike, *card.stored.notes),
+        )
     return _from_modules(name, found)
 
 

@@ -52,6 +52,8 @@ def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
     config, parts = model.config.get_text_config(decoder=True), parts_of(model)
     outer = _params([part for part in parts if part.layer is None])
     encoders = [stack.is_encoder for stack in stacks_of(model) for _ in stack.layers]
+    if not encoders:
+        raise UnsupportedModelError(f"{name}: a model without layers can't be accounted for; check num_hidden_layers")
     by_layer: list[list[Part]] = [[] for _ in encoders]
     for part in parts:
         if part.layer is not None:
@@ -91,6 +93,8 @@ def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *,
     mixer, window_tokens = _mixer(index, parts, config)
     num_experts = _num_experts(experts) if experts else 0
     top_k = _top_k(parts, config) if experts else 0
+    if not 0 <= top_k <= num_experts:
+        raise UnsupportedModelError(f"layer {index} chooses {top_k} of {num_experts} experts; check its configuration")
     used = Counter({kind: _matmul_params(parts, kind) for kind in ("router", "shared_expert", "dense_ffn", "norm")})
     if experts:
         used["routed_expert"] = top_k * _share(experts.matmul_params, num_experts, experts)

@@ -188,7 +188,7 @@ def _filled(mine: Device, rated: Device) -> Device:
 def merged_prices(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The packaged prices with a study's overrides, merged key by key, not yet checked.
 
-    An overridden section that keeps its label is labelled as changed by the study.
+    An overridden section without a label of its own is labelled by what the study wrote, and what holds else.
     """
     return _merge(_packaged(), overrides)
 
@@ -219,5 +219,6 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(inner, Mapping) and isinstance(value, Mapping)
         merged[key] = _merge(inner, value) if both and "value" not in value else value  # type: ignore[arg-type]
     if changes.keys() - {"label"} and "label" not in changes and isinstance(merged.get("label"), str):
-        merged["label"] = f"{merged['label']}, changed by the study"
+        written = ", ".join(f"{key} {value}" for key, value in changes.items() if not isinstance(value, Mapping))
+        merged["label"] = f"{f'{written} ' if written else ''}by the study; else {merged['label']}"
     return merged

@@ -88,6 +88,28 @@ def test_a_model_that_cannot_be_built_is_named(tmp_path: Path) -> None:
     assert "'nonesuch'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 0}, "check num_hidden_layers"),
+        ({"num_experts_per_tok": 99}, "chooses 99 of 8 experts"),
+        ({"model_type": None}, "names no model_type"),
+    ],
+)
+def test_an_impossible_configuration_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    raw = json.loads((DATA / "hf_configs" / "mistralai--Mixtral-8x7B-v0.1.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **change}))
+    result = run(str(tmp_path), "--json")
+    assert result.exit_code == 2
+    assert said in json.loads(result.stdout)["error"]["message"]
+
+
+def test_another_training_is_answered_under_its_own_name() -> None:
+    found = json.loads(run("deepseek-ai/DeepSeek-V2-Lite-Chat", "--json").stdout)
+    assert found["model"] == "deepseek-ai/DeepSeek-V2-Lite-Chat"
+    assert found["notes"][0] == "the same configuration as deepseek-ai/DeepSeek-V2-Lite"
+
+
 def test_a_name_without_card_or_network_gets_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moecap.model.build.PreTrainedConfig.get_config_dict", _unreachable)
     result = run("Qwen/Qwen3-30B-A3BB")
