@@ -195,7 +195,10 @@ class Session:
             completed=sum(one.status == "ok" for one in serve.requests), checks_passed=passed, checks_failed=failed,
             flags={
                 **facts.flags,
-                **_flags(self._peaks, others, self._node.num_cpus, dummy_weights=facts.dummy_weights),
+                **({"dummy_weights": DUMMY_WEIGHTS} if facts.dummy_weights else {}),
+                **environment_flags(
+                    self._peaks, others, num_cpus=self._node.num_cpus, niceness=os.getpriority(os.PRIO_PROCESS, 0)
+                ),
             },
             unknown={**sampled.unknown, **UNREAD}, observer_ns=serve.observer_ns, sampler=sampled.stats,
         )  # fmt: skip
@@ -210,12 +213,11 @@ class Session:
         )
 
 
-def _flags(peaks: Sequence[Peaks], others: Seen, num_cpus: int, *, dummy_weights: bool) -> dict[str, str]:
-    """What a reader of the run's numbers must know -> why."""
-    found = {"dummy_weights": DUMMY_WEIGHTS} if dummy_weights else {}
+def environment_flags(peaks: Sequence[Peaks], others: Seen, *, num_cpus: int, niceness: int) -> dict[str, str]:
+    """What a reader must know of the machine's state during a run -> why."""
+    found = {}
     if others.others + others.stolen > DISTURBED_SHARE * num_cpus:
         found["disturbed"] = f"{others.told}, of {num_cpus}: the machine was not this run's own"
-    niceness = os.getpriority(os.PRIO_PROCESS, 0)
     if niceness > 0:
         found["low_priority"] = f"the engine ran at niceness {niceness}: any other process went first"
     unsteady = {

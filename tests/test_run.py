@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 
 from moecap.errors import ClusterError, EngineError
+from moecap.hardware.otherload import Seen
 from moecap.records import (
     LoadSpec,
     ModelSpec,
     NodeInfo,
     PassRecord,
+    Peaks,
     Phase,
     Placement,
     PointSpec,
@@ -21,7 +23,7 @@ from moecap.records import (
     WindowSpec,
     WorkloadSpec,
 )
-from moecap.run import Session, closed_loop_window, concatenate, run_checks
+from moecap.run import Session, closed_loop_window, concatenate, environment_flags, run_checks
 from moecap.telemetry.base import Telemetry
 
 
@@ -111,3 +113,24 @@ def test_what_the_engine_raises_is_not_masked_by_telemetry_that_does_not_stop() 
 def test_telemetry_that_does_not_stop_after_a_good_run_is_an_error_of_its_own() -> None:
     with pytest.raises(ClusterError, match="no telemetry"):
         run_on_lost_telemetry()
+
+
+@pytest.mark.parametrize(
+    ("others", "stolen", "spread", "flags"),
+    [
+        (0.3, 0.0, 0.2, set()),  # of two CPUs
+        (0.3, 0.2, 0.2, {"disturbed"}),
+        (0.0, 0.0, 0.6, {"unsteady_peaks"}),
+        (1.9, 0.0, 0.6, {"disturbed", "unsteady_peaks"}),
+    ],
+)
+def test_what_disturbed_a_run_is_flagged(others: float, stolen: float, spread: float, flags: set[str]) -> None:
+    peaks = Peaks(source="calibrated", memory_bytes_per_s=1.0, flops_per_s={}, spread={"memory": spread})
+    found = environment_flags((peaks,), Seen(others=others, stolen=stolen), num_cpus=2, niceness=0)
+    assert found.keys() == flags
+    assert ("memory 60%" in found.get("unsteady_peaks", "")) == ("unsteady_peaks" in flags)
+
+
+def test_a_niced_run_is_flagged() -> None:
+    found = environment_flags((), Seen(others=0.0, stolen=0.0), num_cpus=2, niceness=15)
+    assert found == {"low_priority": "the engine ran at niceness 15: any other process went first"}
