@@ -67,6 +67,10 @@ def _from_modules(name: str, found: Path | str) -> Described:
         raise ConfigError(error.message, "model", name, remedy + error.remedy) from error
     model = meta_model(raw)
     shape, stored, notes = shape_of(model, name), None, tuple[str, ...]()
+    for layer in shape.layers:
+        if layer.top_k > layer.num_experts:
+            choice = f"{layer.top_k} of {layer.num_experts} experts"
+            raise UnsupportedModelError(f"{name}: layer {layer.index} chooses {choice}; check its configuration")
     try:
         stored = stored_weights(model, raw)
         notes = stored.notes

@@ -93,8 +93,6 @@ def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *,
     mixer, window_tokens = _mixer(index, parts, config)
     num_experts = _num_experts(experts) if experts else 0
     top_k = _top_k(parts, config) if experts else 0
-    if not 0 <= top_k <= num_experts:
-        raise UnsupportedModelError(f"layer {index} chooses {top_k} of {num_experts} experts; check its configuration")
     used = Counter({kind: _matmul_params(parts, kind) for kind in ("router", "shared_expert", "dense_ffn", "norm")})
     if experts:
         used["routed_expert"] = top_k * _share(experts.matmul_params, num_experts, experts)
