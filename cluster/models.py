@@ -41,16 +41,22 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"  weights       {_bytes(found['weight_bytes_total'])} as {stored_as}"
     reads = ", ".join(f"{_bytes(value)} at {batch}" for batch, value in found["activated_weight_bytes"].items())
     yield f"  read a pass   {reads} tokens (expected, uniform routing)"
-    contexts = ", ".join(f"{_bytes(value)} at {context}" for context, value in found["kv_bytes_at_context"].items())
-    yield f"  KV cache      {_bytes(found['kv_bytes_per_token'])} a token as {found['kv_dtype'] or UNKNOWN}; {contexts}"
+    yield f"  KV cache      {_cache(found, 'kv')}"
+    if found["index_bytes_per_token"]:
+        yield f"  indexer keys  {_cache(found, 'index')}"
     if found["state_bytes_per_sequence"]:
-        yield f"  state         {_bytes(found['state_bytes_per_sequence'])} a sequence (linear mixers)"
+        yield f"  state         {_bytes(found['state_bytes_per_sequence'])} a sequence, at any length"
     scores = ", ".join(
         f"{value / 1e9:.3g} at {context}" for context, value in found["flops_per_token_attention_at_context"].items()
     )
     yield f"  GFLOPs/token  {found['flops_per_token_linear'] / 1e9:.3g} linear; attention {scores}"
     for note in found["notes"]:
         yield f"  note          {note}"
+
+
+def _cache(found: Mapping[str, Any], kind: str) -> str:
+    contexts = ", ".join(f"{_bytes(value)} at {one}" for one, value in found[f"{kind}_bytes_at_context"].items())
+    return f"{_bytes(found[f'{kind}_bytes_per_token'])} a token as {found['kv_dtype'] or UNKNOWN}; {contexts}"
 
 
 def _count(number: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 TensorClass = Literal["mixer", "router", "routed_expert", "shared_expert", "dense_ffn", "norm", "embedding", "lm_head"]
 NodeKind = Literal["gpu", "cpu-offload", "expert-parallel", "cpu"]
-MixerKind = Literal["full_attention", "sliding_attention", "mla", "linear", "none"]
+MixerKind = Literal["full_attention", "sliding_attention", "compressed_attention", "mla", "linear", "none"]
 
 
 class Phase(StrEnum):
@@ -285,7 +285,8 @@ class LayerShape:
 
     index: int
     mixer: MixerKind
-    """`none`: a layer that is a feed-forward alone, as hybrids have."""
+    """`none`: a layer that is a feed-forward alone, as hybrids have. `compressed_attention`: a window of tokens and
+    entries that stand for the older ones (DeepSeek-V4)."""
     mixer_params: int
     """Attention or linear mixer with its own norms, biases and sinks."""
     mixer_matmul_params: int
@@ -298,6 +299,20 @@ class LayerShape:
     """Sliding window, counting the query's own position; None: the whole context."""
     state_elements: int = 0
     """Elements of recurrent state per sequence (linear mixers)."""
+    tokens_per_entry: int | None = None
+    """Tokens that one compressed entry stands for; queries score entries beside the window. None: there are none."""
+    elements_per_entry: int = 0
+    waiting_elements: int = 0
+    """Elements per sequence, at most, of tokens that wait to be compressed."""
+    selected_max: int | None = None
+    """Keys that a query attends to at most, chosen by an indexer: entries if there are any, else tokens. None: all."""
+    selected_block: int = 1
+    """Neighbouring keys are chosen together, so many at a time; the query's own block always."""
+    index_elements_per_key: int = 0
+    """Elements of an indexer's own key; 0: no indexer, or another layer's choice is used."""
+    index_flops_per_pair: int = 0
+    """FLOPs of an indexer's scores, heads weighted and summed, for one (query, own key) pair; it scores all."""
+    tokens_per_index_key: int = 1
     dense_ffn_params: int = 0
     num_experts: int = 0
     """0: a dense layer."""
@@ -320,6 +335,22 @@ class LayerShape:
     """Of these, the dense FFN's; what is left is the router's and the residual stream's."""
     activation_elements_per_token: int = 0
     """Elements that one token's operators read and write, each input and output once; moecap/model/activations.py."""
+
+    def __post_init__(self) -> None:
+        at_least_1 = ("window_tokens", "tokens_per_entry", "selected_max", "selected_block", "tokens_per_index_key")
+        for name in at_least_1:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"layer {self.index}: {name} is at least 1; got {value}")
+        if (self.tokens_per_entry is None) != (self.elements_per_entry == 0):
+            raise ValueError(
+                f"layer {self.index}: compressed entries have a size and stand for tokens; got elements_per_entry "
+                f"{self.elements_per_entry}, tokens_per_entry {self.tokens_per_entry}"
+            )
+        if self.selected_max is not None and self.window_tokens is not None and self.tokens_per_entry is None:
+            raise ValueError(
+                f"layer {self.index}: tokens are chosen by a window or by an indexer, not by both; got window_tokens "
+                f"{self.window_tokens}, selected_max {self.selected_max}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prices": BASE | {"hardware"},
     "study": BASE | {"accuracy", "engine", "hardware", "model", "overrides", "prices", "store", "workload"},
     "run": BASE | {"accuracy", "engine", "hardware", "model", "schema", "store", "telemetry", "workload"},
-    "metrics": BASE | {"hardware", "schema", "store", "prices"},
+    "metrics": BASE | {"hardware", "model", "schema", "store", "prices"},
     "report": BASE | {"schema", "store", "metrics"},
 }
 HEAVY = ("ray", "torch", "vllm", "transformers", "matplotlib", "pyarrow", "pydantic")

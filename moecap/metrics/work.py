@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moecap.metrics.columns import Floats, Ints, Passes, Routing
+from moecap.model.keys import key_sets
 from moecap.records import HeldWeights, ModelShape
 
 
@@ -26,7 +27,7 @@ class PassWork:
     weight_bytes_min_bk: Floats
     """The same with min(tokens x top-k, E) experts per layer."""
     kv_bytes: Floats
-    """K_p: every attended token's keys and values once per request and layer, windows honoured; states."""
+    """K_p: every attended key and value, and every key that an indexer scores, once per request and layer; states."""
     physical_bytes: Floats
     """A_p and K_p with `distinct_physical`, and router, norms, lm_head, embedding rows, KV and state written,
     activations."""
@@ -76,24 +77,19 @@ def _always_read_bytes(shape: ModelShape, held: HeldWeights) -> float:
 
 
 def _kv_read_elements(shape: ModelShape, passes: Passes) -> Ints:
-    """Per (pass, request): attended tokens x elements, over the layers by their windows, and states."""
+    """Per (pass, request): attended keys x elements, over the sets of keys that layers have, and states."""
     total = np.full(len(passes.row), sum(layer.state_elements for layer in shape.layers), dtype=np.int64)
-    for window, elements in _by_window(shape, "kv_elements_per_token").items():
-        attended = passes.context
-        if window is not None:  # the queries of one pass together attend to window + q - 1 tokens
-            attended = np.minimum(attended, window + passes.query - 1)
-        total = total + attended * elements
+    for one in key_sets(shape.layers):
+        total = total + one.keys.read(passes.query, passes.context) * one.elements
     return total
 
 
-def _by_window(shape: ModelShape, quantity: str) -> dict[int | None, int]:
-    """A quantity of the layers, summed by their windows (None: the whole context)."""
-    found: dict[int | None, int] = {}
-    for layer in shape.layers:
-        amount: int = getattr(layer, quantity)
-        if amount:
-            found[layer.window_tokens] = found.get(layer.window_tokens, 0) + amount
-    return found
+def _kv_written_elements(shape: ModelShape, passes: Passes) -> Ints:
+    """Per (pass, request): new keys x elements, and states."""
+    total = np.full(len(passes.row), sum(layer.state_elements for layer in shape.layers), dtype=np.int64)
+    for one in key_sets(shape.layers):
+        total = total + one.keys.added(passes.query, passes.context) * one.elements
+    return total
 
 
 def _per_request_sum(values: Ints, passes: Passes) -> Floats:
@@ -110,9 +106,7 @@ def _unavoidable_bytes(shape: ModelShape, held: HeldWeights, passes: Passes) -> 
     norms = (sum(layer.norm_params for layer in shape.layers) + shape.final_norm_params) * width.get("norm", 0.0)
     head = shape.lm_head_matrix_params * width["lm_head"]
     row_bytes = shape.hidden_size * width["embedding"]
-    kv_elements = sum(layer.kv_elements_per_token for layer in shape.layers)
-    state_elements = sum(layer.state_elements for layer in shape.layers)
-    written = passes.scheduled_tokens * kv_elements + passes.num_requests * state_elements
+    written = _per_request_sum(_kv_written_elements(shape, passes), passes)
     rows = passes.scheduled_tokens + passes.padded_tokens
     heads: Floats = (passes.logits_tokens > 0) * head
     moved: Floats = heads + rows * row_bytes + written * held.kv_bytes_per_element
@@ -129,11 +123,12 @@ def _activation_bytes(shape: ModelShape, held: HeldWeights, rows: Ints, logits_r
 
 
 def _flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str, Floats]:
-    """2 x matrix parameters that each token uses, attention scores of every causal pair, lm_head for logits rows."""
+    """2 x matrix parameters that each token uses, attention and indexer scores of every causal pair that is attended or
+    scored, lm_head for logits rows."""
     tokens = passes.scheduled_tokens
     scores = sum(
-        per_pair * _per_request_sum(_causal_pairs(passes, window), passes)
-        for window, per_pair in _by_window(shape, "score_flops_per_pair").items()
+        one.flops_per_pair * _per_request_sum(one.keys.pairs(passes.query, passes.context), passes)
+        for one in key_sets(shape.layers)
     )
     per_token = {
         "mixer": sum(layer.mixer_matmul_params for layer in shape.layers),
@@ -155,22 +150,10 @@ def _flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str, Fl
     return found
 
 
-def _causal_pairs(passes: Passes, window: int | None) -> Ints:
-    """Per (pass, request): (query, attended key) pairs, each of q queries up to its own position, at most `window`."""
-    before = passes.context - passes.query
-    q = passes.query
-    if window is None:
-        whole: Ints = q * before + q * (q + 1) // 2
-        return whole
-    growing = np.clip(window - before, 0, q)  # queries whose whole context fits the window
-    pairs: Ints = growing * before + growing * (growing + 1) // 2 + (q - growing) * window
-    return pairs
-
-
 def kv_held_bytes(shape: ModelShape, held: HeldWeights, passes: Passes) -> Floats:
-    """Bytes of KV and state that the requests of each pass hold at its end, windows honoured."""
-    total = np.full(len(passes.row), sum(layer.state_elements for layer in shape.layers), dtype=np.int64)
-    for window, elements in _by_window(shape, "kv_elements_per_token").items():
-        kept = passes.context if window is None else np.minimum(passes.context, window)
-        total = total + kept * elements
+    """Bytes of KV, indexers' keys and state that the requests of each pass hold at its end, windows honoured."""
+    per_sequence = sum(layer.state_elements + layer.waiting_elements for layer in shape.layers)
+    total = np.full(len(passes.row), per_sequence, dtype=np.int64)
+    for one in key_sets(shape.layers):
+        total = total + one.keys.kept(passes.context) * one.elements
     return _per_request_sum(total, passes) * held.kv_bytes_per_element

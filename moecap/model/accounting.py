@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from moecap.model.keys import key_sets
 from moecap.records import LayerShape, ModelShape, TensorClass
 
 DistinctExperts = Callable[[LayerShape], float]
@@ -81,15 +82,30 @@ def activated_weight_bytes(
 
 
 def kv_bytes_per_token(shape: ModelShape, bytes_per_element: float) -> float:
-    """KV cache bytes that one token adds in all layers that keep KV, before windows."""
-    return sum(layer.kv_elements_per_token for layer in shape.layers) * bytes_per_element
+    """KV cache bytes that one token adds in all layers that keep KV, before windows; its share of compressed entries
+    too. An indexer's keys are apart."""
+    return _per_token(shape, is_index=False) * bytes_per_element
+
+
+def index_bytes_per_token(shape: ModelShape, bytes_per_element: float) -> float:
+    """Bytes of indexers' own keys that one token adds."""
+    return _per_token(shape, is_index=True) * bytes_per_element
 
 
 def kv_bytes_at_context(shape: ModelShape, context_tokens: int, bytes_per_element: float) -> float:
-    """KV cache bytes that one sequence of `context_tokens` tokens needs, windows honoured."""
-    return sum(_kept_tokens(layer, context_tokens) * layer.kv_elements_per_token for layer in shape.layers) * (
-        bytes_per_element
-    )
+    """KV cache bytes that one sequence of `context_tokens` tokens needs, windows honoured. An indexer's keys are
+    apart."""
+    return _kept(shape, context_tokens, is_index=False) * bytes_per_element
+
+
+def index_bytes_at_context(shape: ModelShape, context_tokens: int, bytes_per_element: float) -> float:
+    """Bytes of indexers' own keys that one sequence of `context_tokens` tokens needs."""
+    return _kept(shape, context_tokens, is_index=True) * bytes_per_element
+
+
+def state_bytes_per_sequence(shape: ModelShape, bytes_per_element: float) -> float:
+    """Bytes that a sequence needs at any length: recurrent state, and tokens that wait to be compressed, at most."""
+    return sum(layer.state_elements + layer.waiting_elements for layer in shape.layers) * bytes_per_element
 
 
 def flops_per_token_linear(shape: ModelShape) -> int:
@@ -99,28 +115,11 @@ def flops_per_token_linear(shape: ModelShape) -> int:
     return 2 * (layers + shape.lm_head_matrix_params)
 
 
-def score_flops_per_pair(shape: ModelShape) -> int:
-    """FLOPs of attention scores and values for one (query, attended key) pair, all layers, windows apart."""
-    return sum(layer.score_flops_per_pair for layer in shape.layers)
-
-
 def attention_flops(shape: ModelShape, query_tokens: int, context_tokens: int) -> int:
-    """FLOPs of attention scores and values of the last `query_tokens` of `context_tokens` tokens, causal, windows
-    honoured: one query for a decode step, all of the context for a whole prefill. MLA as engines compute it, over the
-    latent; linear mixers have none."""
-    return sum(
-        layer.score_flops_per_pair * causal_pairs(query_tokens, context_tokens, layer.window_tokens)
-        for layer in shape.layers
-    )
-
-
-def causal_pairs(query_tokens: int, context_tokens: int, window_tokens: int | None) -> int:
-    """(query, attended key) pairs of the last queries of a context: each attends to itself and what came before it, at
-    most `window_tokens` in all."""
-    before = context_tokens - query_tokens
-    window = context_tokens if window_tokens is None else window_tokens
-    growing = max(0, min(query_tokens, window - before))  # queries whose whole context fits the window
-    return growing * before + growing * (growing + 1) // 2 + (query_tokens - growing) * window
+    """FLOPs of attention scores and values of the last `query_tokens` of `context_tokens` tokens, causal, windows and
+    selections honoured, with the scores of indexers: one query for a decode step, all of the context for a whole
+    prefill. MLA as engines compute it, over the latent; linear mixers have none."""
+    return sum(one.flops_per_pair * one.keys.pairs(query_tokens, context_tokens) for one in key_sets(shape.layers))
 
 
 def _always_read_params(shape: ModelShape) -> int:
@@ -136,5 +135,12 @@ def _always_read_params(shape: ModelShape) -> int:
     return layers + shape.final_norm_params + max(shape.lm_head_params, shape.lm_head_matrix_params)
 
 
-def _kept_tokens(layer: LayerShape, context_tokens: int) -> int:
-    return context_tokens if layer.window_tokens is None else min(context_tokens, layer.window_tokens)
+def _per_token(shape: ModelShape, *, is_index: bool) -> float:
+    chosen = (one for one in key_sets(shape.layers) if one.is_index == is_index)
+    return sum(one.elements / one.keys.tokens_per_key for one in chosen)
+
+
+def _kept(shape: ModelShape, context_tokens: int, *, is_index: bool) -> int:
+    """Elements."""
+    chosen = (one for one in key_sets(shape.layers) if one.is_index == is_index)
+    return sum(one.elements * one.keys.kept(context_tokens) for one in chosen)

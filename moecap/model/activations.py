@@ -2,14 +2,17 @@
 
 The operators, unfused, for one row of a pass: norms as wide as the hidden state; every linear layer (projections,
 router, shared experts, dense FFN) and the two products of each chosen expert; the activation function between them;
-attention, with its query, its own key and value, and its output (the KV cache is counted apart, by who reads it); the
-sum over chosen experts; two residual additions. Rotary embedding and norms narrower than the hidden state count as one
-with the projection before them; a linear mixer's recurrence counts by its state, elsewhere.
+attention, with its query, its own key and value, and its output (the KV cache is counted apart, by who reads it); an
+indexer, with its query, its heads' weights and its own key; a compressor, with the values and gates that it is given;
+the sum over chosen experts; two residual additions, or the mixing of residual streams. Rotary embedding and norms
+narrower than the hidden state count as one with the projection before them; a linear mixer's recurrence counts by its
+state, elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -23,8 +26,10 @@ MOVED_BY_ADDITION = 3
 def activation_elements(parts: Sequence[Part], mixer: Mixer, hidden_size: int, *, num_experts: int, top_k: int) -> int:
     """Elements read and written per token in the layer that `parts` make up."""
     total = mixer.score_flops_per_pair // 2 + mixer.kv_elements_per_token
+    total += mixer.index_flops_per_pair // 2 + (mixer.index_elements_per_key if mixer.tokens_per_index_key == 1 else 0)
     for part in parts:
         total += sum(2 * hidden_size for module in part.module.modules() if _is_wide_norm(module, hidden_size))
+        total += sum(map(_given_to_compressor, part.module.modules()))
         if part.tensor_class == "routed_expert":
             total += top_k * _one_expert(part, hidden_size, num_experts) + (top_k + 1) * hidden_size
         else:
@@ -32,7 +37,14 @@ def activation_elements(parts: Sequence[Part], mixer: Mixer, hidden_size: int, *
             if part.tensor_class in ("dense_ffn", "shared_expert"):
                 total += _inner(_products(part.module))
     has_mixer, has_ffn = mixer.kind != "none", any(part.tensor_class in FFNS for part in parts)
-    return total + (has_mixer + has_ffn) * MOVED_BY_ADDITION * hidden_size
+    return total + (has_mixer + has_ffn) * _moved_by_residual(parts) * hidden_size
+
+
+def _moved_by_residual(parts: Sequence[Part]) -> int:
+    """Hidden states that the way around a mixer or feed-forward reads and writes: an addition; with several streams
+    (hyper-connections) these are brought together in one, and mixed with what comes back into as many again."""
+    streams: int = max((getattr(part.module, "hc_mult", 1) for part in parts), default=1)
+    return MOVED_BY_ADDITION if streams == 1 else (streams + 1) + (streams + 1 + streams)
 
 
 FFNS = ("routed_expert", "shared_expert", "dense_ffn")
@@ -50,7 +62,11 @@ def _one_expert(part: Part, hidden_size: int, num_experts: int) -> int:
 
 def _products(module: nn.Module) -> list[tuple[int, int]]:
     """(input, output) widths of the matrix products below `module`, in order; routers may hold a bare matrix."""
-    linears = [(one.in_features, one.out_features) for one in module.modules() if isinstance(one, nn.Linear)]
+    linears = [
+        (one.in_features * getattr(one, "n_groups", 1), one.out_features)  # a matrix per group of inputs (DeepSeek-V4)
+        for one in module.modules()
+        if isinstance(one, nn.Linear)
+    ]
     bare = [p.shape for p in module.parameters(recurse=False) if p.dim() == 2] if not linears else []
     return linears + [(columns, rows) for rows, columns in bare]
 
@@ -59,6 +75,11 @@ def _inner(products: Iterable[tuple[int, int]]) -> int:
     """What lies between a feed-forward's products: outputs of all but the last, and the input of the last."""
     *first, last = products
     return sum(output for _, output in first) + last[0]
+
+
+def _given_to_compressor(module: Any) -> int:
+    """A value and its gate; 0 for what is no compressor."""
+    return 2 * int(module.kv_proj.out_features) if hasattr(module, "compress_rate") else 0
 
 
 def _is_wide_norm(module: nn.Module, hidden_size: int) -> bool:

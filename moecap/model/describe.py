@@ -104,7 +104,11 @@ def document(described: Described, dtype: str | None = None, kv_dtype: str | Non
         "kv_bytes_at_context": {
             str(one): _times(kv, accounting.kv_bytes_at_context(shape, one, 1)) for one in CONTEXTS
         },
-        "state_bytes_per_sequence": _times(kv, sum(layer.state_elements for layer in shape.layers)),
+        "index_bytes_per_token": _times(kv, accounting.index_bytes_per_token(shape, 1)),
+        "index_bytes_at_context": {
+            str(one): _times(kv, accounting.index_bytes_at_context(shape, one, 1)) for one in CONTEXTS
+        },
+        "state_bytes_per_sequence": _times(kv, accounting.state_bytes_per_sequence(shape, 1)),
         "flops_per_token_linear": accounting.flops_per_token_linear(shape),
         "flops_per_token_attention_at_context": {
             str(one): accounting.attention_flops(shape, 1, one) for one in CONTEXTS

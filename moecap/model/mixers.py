@@ -7,7 +7,7 @@ of mixer is one function here, added to `RECOGNISERS`. What isn't recognised is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -28,6 +28,14 @@ class Mixer:
     score_flops_per_pair: int = 0
     kv_elements_per_token: int = 0
     state_elements: int = 0
+    tokens_per_entry: int | None = None
+    elements_per_entry: int = 0
+    waiting_elements: int = 0
+    selected_max: int | None = None
+    selected_block: int = 1
+    index_elements_per_key: int = 0
+    index_flops_per_pair: int = 0
+    tokens_per_index_key: int = 1
 
 
 def recognise_mixer(module: nn.Module) -> Mixer | None:
@@ -49,9 +57,7 @@ def is_residual(module: nn.Module) -> bool:
 def _latent_attention(module: Any) -> Mixer | None:
     """MLA (DeepSeek-V2): one latent and one rope key per token, shared by all heads.
 
-    Engines absorb kv_b_proj into query and output: scores over latent + rope, values over the latent, per head. An
-    indexer (DeepSeek-V3.2) counts with its parameters alone: every pair is scored, as before it selects, and its own
-    keys aren't among what is kept.
+    Engines absorb kv_b_proj into query and output: scores over latent + rope, values over the latent, per head.
     """
     if not _has(module, "kv_b_proj", "kv_lora_rank"):
         return None
@@ -60,7 +66,69 @@ def _latent_attention(module: Any) -> Mixer | None:
         kind="mla",
         score_flops_per_pair=2 * module.num_heads * ((latent + rope) + latent),
         kv_elements_per_token=latent + rope,
+        **_token_selection(module),
     )
+
+
+def _token_selection(attention: Any) -> dict[str, int]:
+    """DeepSeek sparse attention (DeepSeek-V3.2): an indexer scores every token, with heads of its own and a weight for
+    each, against one key per token, and a query attends to the best. A layer without an indexer may use the last choice
+    (GLM-5.2).
+
+    Some score pools of tokens (GLM-5.3-Flash), counted as if of a pool its own key alone were kept; what comes after
+    the last whole pool is then attended to as well.
+    """
+    indexer = getattr(attention, "indexer", None)
+    if indexer is None and not getattr(attention, "skip_topk", False):
+        return {}
+    settings = attention.config if indexer is None else indexer
+    pool, has_tail = getattr(settings, "index_kpool", 1), getattr(settings, "index_kpool_always_select_tail", False)
+    selection = {
+        "selected_max": settings.index_topk + (pool - 1 if has_tail else 0),
+        "selected_block": pool if has_tail else 1,
+    }
+    if indexer is None:
+        return selection
+    return selection | {
+        "index_elements_per_key": indexer.head_dim,
+        "index_flops_per_pair": 2 * indexer.n_heads * (indexer.head_dim + 1),
+        "tokens_per_index_key": pool,
+        "waiting_elements": 2 * indexer.head_dim * (pool - 1),
+    }
+
+
+def _compressed_attention(module: Any) -> Mixer | None:
+    """DeepSeek-V4: one key per token, which is the value as well, in a window; older tokens as compressed entries, all
+    of them or, with an indexer, the best by their own compressed keys."""
+    if not _has(module, "kv_proj", "o_a_proj", "o_b_proj", "sinks", "sliding_window", "num_heads", "head_dim"):
+        return None
+    dense = Mixer(
+        kind="full_attention", score_flops_per_pair=4 * module.num_heads * module.head_dim,
+        kv_elements_per_token=module.head_dim,
+    )  # fmt: skip
+    compressor = module.compressor
+    if compressor is None:
+        return dense
+    compressed = replace(
+        dense, kind="compressed_attention", tokens_per_entry=compressor.compress_rate,
+        elements_per_entry=compressor.head_dim, waiting_elements=_waiting(compressor),
+    )  # fmt: skip
+    if (indexer := getattr(compressor, "indexer", None)) is None:
+        return compressed
+    return replace(
+        compressed, selected_max=indexer.index_topk, index_elements_per_key=indexer.head_dim,
+        index_flops_per_pair=2 * indexer.num_heads * (indexer.head_dim + 1),
+        tokens_per_index_key=indexer.compress_rate,
+        waiting_elements=compressed.waiting_elements + _waiting(indexer),
+    )  # fmt: skip
+
+
+def _waiting(compressor: Any) -> int:
+    """Values and gates of the tokens of an unfinished entry; where entries overlap, of the entry before as well."""
+    width = 2 * compressor.head_dim
+    overlaps = compressor.kv_proj.out_features > compressor.head_dim
+    unfinished, rate = (compressor.compress_rate - 1) * width, compressor.compress_rate
+    return int(2 * unfinished + rate * width if overlaps else unfinished)
 
 
 def _gated_delta_net(module: Any) -> Mixer | None:
@@ -119,7 +187,8 @@ def _relative_position_attention(module: Any) -> Mixer | None:
 
 
 def _softmax_attention(module: Any) -> Mixer | None:
-    """Multi-head, grouped-query or multi-query attention; sinks, query norms and output gates change nothing here.
+    """Multi-head, grouped-query or multi-query attention; sinks, query norms and output gates change nothing here. An
+    indexer may select blocks of tokens (MiniMax-M3).
 
     Heads come from the weights: families override head counts and value widths per layer, and gates widen q_proj.
     """
@@ -146,13 +215,32 @@ def _softmax_attention(module: Any) -> Mixer | None:
         kind="full_attention",
         score_flops_per_pair=2 * heads * (key_dim + value_dim),
         kv_elements_per_token=kv_heads * (key_dim + value_dim),
+        **_block_selection(module),
     )
 
 
+def _block_selection(attention: Any) -> dict[str, int]:
+    """MiniMax-M3: an indexer's heads score every token against one key per token; each key-value head attends to the
+    blocks with the best tokens, and to the query's own."""
+    indexer = getattr(attention, "indexer", None)
+    if indexer is None:
+        return {}
+    return {
+        "selected_max": indexer.topk_blocks * indexer.block_size,
+        "selected_block": indexer.block_size if indexer.local_blocks else 1,
+        "index_elements_per_key": indexer.head_dim,
+        "index_flops_per_pair": 2 * indexer.num_heads * indexer.head_dim,
+    }
+
+
 def _only_projections(module: nn.Module) -> bool:
-    """Linears and norms alone: an indexer, compressor, convolution or expert inside makes it another kind of mixer."""
+    """Linears and norms alone, and an indexer of blocks: a compressor, convolution or expert inside, or another
+    indexer, makes it another kind of mixer."""
     holders = (child for child in module.children() if any(True for _ in child.parameters()))
-    return all(isinstance(child, nn.Linear) or is_norm(child) for child in holders)
+    return all(
+        isinstance(child, nn.Linear) or is_norm(child) or _has(child, "topk_blocks", "block_size", "local_blocks")
+        for child in holders
+    )
 
 
 def _has(module: nn.Module, *names: str) -> bool:
@@ -171,6 +259,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> nn.Linear | None:
 
 RECOGNISERS: tuple[Callable[[Any], Mixer | None], ...] = (
     _latent_attention,
+    _compressed_attention,
     _gated_delta_net,
     _kimi_delta_attention,
     _lightning_attention,

@@ -126,7 +126,17 @@ def _fp8(config: Mapping[str, Any], _: int) -> Quantization:
         return _modelopt(config, _)
     scales = 2 if config.get("activation_scheme") == "static" else 1
     packing = fp8_block(*block) if block else per_tensor(1, scales)
-    return Quantization(method="fp8", packing_of=_unless(_any_of(skipped), packing))
+    plain = _unless(_any_of(skipped), packing)
+    if config.get("expert_dtype") != "fp4":
+        return Quantization(method="fp8", packing_of=plain)
+    is_routed = re.compile(r"(^|\.)experts\.")
+
+    def packing_of(name: str) -> Packing | None:
+        """DeepSeek-V4's routed experts: by 4 bits, as in mxfp4."""
+        found = plain(name)
+        return mxfp4() if found and is_routed.search(name) else found
+
+    return Quantization(method="fp8", packing_of=packing_of)
 
 
 def _mxfp4(config: Mapping[str, Any], _: int) -> Quantization:

@@ -18,7 +18,7 @@ from moecap.errors import UnsupportedModelError
 from moecap.model.activations import activation_elements
 from moecap.model.build import meta_model
 from moecap.model.classify import Part, classify_parameters, other_params, parts_of, stacks_of
-from moecap.model.mixers import Mixer, recognise_mixer
+from moecap.model.mixers import Mixer, is_residual, recognise_mixer
 from moecap.records import LayerShape, ModelShape, TensorClass
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ __all__ = ["classify_parameters", "declared_top_k", "shape_from_config", "shape_
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
 MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 MTP_LIKE_LAST_LAYER = {
-    "deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "qwen3_5_moe_text", "bailing_hybrid",
+    "deepseek_v3", "deepseek_v32", "deepseek_v4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "qwen3_5_moe_text",
+    "bailing_hybrid",
 }  # fmt: skip
 """Text models whose published checkpoints hold just what that layout says, to the parameter."""
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
@@ -58,33 +59,41 @@ def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
     for part in parts:
         if part.layer is not None:
             by_layer[part.layer].append(part)
+    try:
+        layers = tuple(
+            _layer_shape(index, layer, config, keeps_kv=not is_encoder)
+            for index, (layer, is_encoder) in enumerate(zip(by_layer, encoders, strict=True))
+        )
+    except ValueError as error:
+        raise UnsupportedModelError(f"{name}: {error}; check its configuration") from error
     return ModelShape(
         name=name,
         model_type=model.config.model_type,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        layers=tuple(
-            _layer_shape(index, layer, config, keeps_kv=not is_encoder)
-            for index, (layer, is_encoder) in enumerate(zip(by_layer, encoders, strict=True))
-        ),
+        layers=layers,
         embedding_params=outer["embedding"],
         lm_head_params=outer["lm_head"],
         lm_head_matrix_params=model.get_output_embeddings().weight.numel(),
         final_norm_params=outer["norm"],
         other_params=other_params(model),
         mtp_layers=(mtp_layers := next((n for name in MTP_LAYERS if (n := getattr(config, name, None))), 0)),
-        mtp_params=_mtp_params(mtp_layers, config, by_layer[-1]),
+        mtp_params=_mtp_params(mtp_layers, config, by_layer[-1], [part for part in parts if part.layer is None]),
     )
 
 
-def _mtp_params(count: int, config: PreTrainedConfig, last_layer: Sequence[Part]) -> int | None:
+def _mtp_params(count: int, config: PreTrainedConfig, last_layer: Sequence[Part], outer: Sequence[Part]) -> int | None:
     """Of multi-token prediction layers, which transformers doesn't build, where families lay them out as DeepSeek-V3
-    does: a layer like the last one, a projection of hidden state and embedding, three norms."""
+    does: a layer like the last one, a projection of hidden state and embedding, three norms. DeepSeek-V4's attend to a
+    window alone, and bring their residual streams together as the model does at its end."""
     shares_indexer = "shared" in (getattr(config, "indexer_types", None) or ())
     if count and (config.model_type not in MTP_LIKE_LAST_LAYER or shares_indexer):
         return None
     hidden = config.hidden_size
-    return int(count * (_params(last_layer).total() + 2 * hidden * hidden + 3 * hidden))
+    named = [pair for part in last_layer for pair in part.parameters.items()]
+    layer = sum(parameter.numel() for name, parameter in named if ".compressor." not in name)
+    streams = sum(part.params for part in outer if is_residual(part.module))
+    return int(count * (layer + streams + 2 * hidden * hidden + 3 * hidden))
 
 
 def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *, keeps_kv: bool) -> LayerShape:
@@ -105,6 +114,14 @@ def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *,
         kv_elements_per_token=mixer.kv_elements_per_token if keeps_kv else 0,
         window_tokens=window_tokens,
         state_elements=mixer.state_elements,
+        tokens_per_entry=mixer.tokens_per_entry,
+        elements_per_entry=mixer.elements_per_entry,
+        waiting_elements=mixer.waiting_elements,
+        selected_max=mixer.selected_max,
+        selected_block=mixer.selected_block,
+        index_elements_per_key=mixer.index_elements_per_key,
+        index_flops_per_pair=mixer.index_flops_per_pair,
+        tokens_per_index_key=mixer.tokens_per_index_key,
         dense_ffn_params=params["dense_ffn"],
         num_experts=num_experts,
         top_k=top_k,
@@ -151,8 +168,10 @@ def _mixer(index: int, parts: Sequence[Part], config: PreTrainedConfig) -> tuple
     mixers = [mixer for module in found if (mixer := recognise_mixer(module)) is not None]
     if not mixers:
         return Mixer(kind="none"), None
-    mixer = Mixer(
-        kind=mixers[0].kind,
+    if len(mixers) > 1 and any(one.selected_max or one.tokens_per_entry for one in mixers):
+        raise UnsupportedModelError(f"layer {index}: attention that selects or compresses keys beside another mixer")
+    mixer = replace(
+        mixers[0],
         score_flops_per_pair=sum(one.score_flops_per_pair for one in mixers),
         kv_elements_per_token=sum(one.kv_elements_per_token for one in mixers),
         state_elements=sum(one.state_elements for one in mixers),
@@ -172,7 +191,10 @@ def _window_tokens(index: int, module: nn.Module, config: PreTrainedConfig) -> i
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return getattr(module, "sliding_window", getattr(config, "sliding_window", None))
-    windows = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    windows = {
+        "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size",
+        "compressed_sparse_attention": "sliding_window", "heavily_compressed_attention": "sliding_window",
+    }  # fmt: skip
     return int(getattr(config, windows[kinds[index]])) if kinds[index] in windows else None
 
 

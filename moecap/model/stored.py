@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from moecap.errors import UnsupportedModelError
 from moecap.model.classify import parts_of
 from moecap.model.quantization import Quantization, read_quantization
 from moecap.model.widths import width_of
@@ -35,7 +36,10 @@ def stored_weights(model: PreTrainedModel, raw: Mapping[str, Any]) -> StoredWeig
     declared = next((d for one in (text, raw) for d in (one.get("dtype"), one.get("torch_dtype")) if d), None)
     dtype = str(declared or ASSUMED_DTYPE).removeprefix("torch.")
     width = width_of(dtype, "the checkpoint's dtype")
-    quantization = read_quantization(raw.get("quantization_config") or text.get("quantization_config"), int(width))
+    packed_as = raw.get("quantization_config") or text.get("quantization_config")
+    if packed_as and "expert_dtype" in raw:  # DeepSeek-V4 says so beside the block
+        packed_as = {"expert_dtype": raw["expert_dtype"], **packed_as}
+    quantization = read_quantization(packed_as, int(width))
     found = Counter[TensorClass]()
     packings = set[str]()
     for part in parts_of(model):
@@ -47,6 +51,11 @@ def stored_weights(model: PreTrainedModel, raw: Mapping[str, Any]) -> StoredWeig
             if packed:
                 packings.add(packed[0])
             found[part.tensor_class] += packed[1] if packed else int(parameter.numel() * width)
+    if quantization and not packings:
+        raise UnsupportedModelError(
+            f"quantization_config ({quantization.method}) names no matrix of the model as it is built: what its files "
+            "hold is unknown; --dtype gives bytes as if all weights had one width"
+        )
     return StoredWeights(
         dtype=dtype,
         quantization=f"{quantization.method} ({', '.join(sorted(packings))})" if quantization else None,

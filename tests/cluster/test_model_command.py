@@ -47,6 +47,17 @@ def test_text_for_people() -> None:
     assert "446.6M" in run("Qwen/Qwen3.5-35B-A3B").stdout  # its vision model, beside the text model
 
 
+def test_keys_of_indexers_are_apart() -> None:
+    """DeepSeek-V3.2, 61 layers: latent and rope 576 and a key of 128, two bytes each."""
+    found = json.loads(run("deepseek-ai/DeepSeek-V3.2", "--kv-dtype", "bfloat16", "--json").stdout)
+    assert (found["kv_bytes_per_token"], found["index_bytes_per_token"]) == (61 * 576 * 2, 61 * 128 * 2)
+    assert found["kv_bytes_at_context"]["32768"] == 61 * 576 * 2 * 32768
+    assert found["index_bytes_at_context"]["32768"] == 61 * 128 * 2 * 32768
+    assert "indexer keys  15.62 kB a token as bfloat16" in run("deepseek-ai/DeepSeek-V3.2").stdout
+    assert json.loads(run("deepseek-ai/DeepSeek-R1", "--json").stdout)["index_bytes_per_token"] == 0
+    assert "indexer keys" not in run("deepseek-ai/DeepSeek-R1").stdout
+
+
 def test_a_local_configuration_equals_the_card(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text((DATA / "hf_configs" / "openai--gpt-oss-20b.json").read_text())

@@ -128,6 +128,98 @@ def test_windows_and_states() -> None:
     assert found.flops["float32"].tolist() == [3 * per_token + scores[0] + 200, per_token + scores[1] + 200]
 
 
+INDEXED = replace(
+    LAYER,
+    mixer="mla",
+    selected_max=4,
+    index_elements_per_key=3,
+    index_flops_per_pair=7,
+    activation_elements_per_token=0,
+)
+"""Keys of 4 elements, of which a query attends to 4 at most, and the indexer's own of 3."""
+
+
+def kv_written_bytes(passes: tuple[PassRecord, ...], shape: ModelShape) -> list[float]:
+    """What is physical beyond the same shape without any key of its own."""
+    routing = tuple(routed(one.pass_id, (1, 1, 0, 0)) for one in passes)
+    bare = replace(
+        LAYER, kv_elements_per_token=0, activation_elements_per_token=shape.layers[0].activation_elements_per_token
+    )
+    found, without = work(passes, routing, shape), work(passes, routing, replace(shape, layers=(bare,)))
+    return list(found.physical_bytes - found.kv_bytes - without.physical_bytes + without.kv_bytes)
+
+
+def test_selected_keys_by_hand() -> None:
+    """Below the selection (3 of 3 tokens), a decode step above it (4 of 10), a prefill of 6 (1 + 2 + 3 + 4 + 4 + 4 = 18
+    pairs, at most all 6 read), and two queries after 8 (8 pairs, so at most 8 of 10 read). The indexer scores and reads
+    all: 3; 10; 21 pairs of 6; 9 + 10 of 10."""
+    passes = (
+        one_pass(0, Phase.DECODE, 0, 1, (1,), (3,)), one_pass(1, Phase.DECODE, 1, 1, (1,), (10,)),
+        one_pass(2, Phase.PREFILL, 2, 1, (6,), (6,)), one_pass(3, Phase.PREFILL, 3, 1, (2,), (10,)),
+    )  # fmt: skip
+    shape = replace(SHAPE, layers=(INDEXED,))
+    found = work(passes, tuple(routed(p, (1, 1, 0, 0)) for p in range(4)), shape)
+    read = [3 * 4 + 3 * 3, 4 * 4 + 10 * 3, 6 * 4 + 6 * 3, 8 * 4 + 10 * 3]
+    assert found.kv_bytes.tolist() == [elements * 2 for elements in read]
+    scores = [3 * 8 + 3 * 7, 4 * 8 + 10 * 7, 18 * 8 + 21 * 7, 8 * 8 + 19 * 7]
+    tokens = [1, 1, 6, 2]
+    assert found.flops["float32"].tolist() == [
+        2 * 200 * n + attention + 200 for n, attention in zip(tokens, scores, strict=True)
+    ]
+    assert kv_written_bytes(passes, shape) == [n * (4 + 3) * 2 for n in tokens]
+    seen = view(a_run(passes=passes, routing=(routed(0, (1, 1, 0, 0)),)))
+    assert kv_held_bytes(shape, HELD, seen.passes).tolist() == [n * (4 + 3) * 2 for n in (3, 10, 6, 10)]
+
+
+def test_a_choice_made_elsewhere_reads_no_index() -> None:
+    shared = replace(INDEXED, index_elements_per_key=0, index_flops_per_pair=0)
+    decode = one_pass(0, Phase.DECODE, 0, 1, (1,), (10,))
+    found = work((decode,), (routed(0, (1, 1, 0, 0)),), replace(SHAPE, layers=(shared,)))
+    assert found.kv_bytes.tolist() == [4 * 4 * 2]
+    assert found.flops["float32"].tolist() == [2 * 200 + 4 * 8 + 200]
+
+
+HEAVY = replace(
+    LAYER, mixer="compressed_attention", window_tokens=4, tokens_per_entry=8, elements_per_entry=5, waiting_elements=70
+)
+"""An entry of 5 elements per 8 tokens, all attended to, and a window of 4."""
+SPARSE = replace(
+    HEAVY, tokens_per_entry=2, selected_max=3, index_elements_per_key=1, index_flops_per_pair=7,
+    tokens_per_index_key=2, waiting_elements=20,
+)  # fmt: skip
+"""An entry per 2 tokens, of which a query attends to 3 at most by a key of 1 element each."""
+
+
+def test_compressed_entries_by_hand() -> None:
+    """Token 16 completes a second entry of 8 and an eighth of 2; token 17 finds them, and completes none. A prefill of
+    10: windows 1 + 2 + 3 + 7 x 4 = 34 pairs of 10 tokens; an entry of 8 for the last 3 queries; entries of 2 for
+    1 + 1 + 2 + 2 + (5 queries with at least 3) x 3 = 21 pairs, and all 1 + 1 + 2 + 2 + 3 + 3 + 4 + 4 + 5 = 25 scored, 5
+    read."""
+    passes = (
+        one_pass(0, Phase.DECODE, 0, 1, (1,), (16,)), one_pass(1, Phase.DECODE, 1, 1, (1,), (17,)),
+        one_pass(2, Phase.PREFILL, 2, 1, (10,), (10,)),
+    )  # fmt: skip
+    routing = tuple(routed(p, (1, 1, 0, 0)) for p in range(3))
+    seen = view(a_run(passes=passes, routing=routing))
+    linear = [2 * 200 * n + 200 for n in (1, 1, 10)]
+
+    heavy = replace(SHAPE, layers=(HEAVY,))
+    found = work(passes, routing, heavy)
+    assert found.kv_bytes.tolist() == [2 * (4 * 4 + 2 * 5), 2 * (4 * 4 + 2 * 5), 2 * (10 * 4 + 5)]
+    assert (found.flops["float32"] - linear).tolist() == [(4 + 2) * 8, (4 + 2) * 8, (34 + 3) * 8]
+    assert kv_written_bytes(passes, heavy) == [2 * (4 + 5), 2 * 4, 2 * (10 * 4 + 5)]
+    held = kv_held_bytes(heavy, HELD, seen.passes)
+    assert held.tolist() == [2 * (16 + 10 + 70), 2 * (16 + 10 + 70), 2 * (16 + 5 + 70)]
+
+    sparse = replace(SHAPE, layers=(SPARSE,))
+    found = work(passes, routing, sparse)
+    assert found.kv_bytes.tolist() == [2 * (16 + 3 * 5 + 8)] * 2 + [2 * (10 * 4 + 5 * 5 + 5)]
+    assert (found.flops["float32"] - linear).tolist() == [(4 + 3) * 8 + 8 * 7] * 2 + [(34 + 21) * 8 + 25 * 7]
+    assert kv_written_bytes(passes, sparse) == [2 * (4 + 5 + 1), 2 * 4, 2 * (10 * 4 + 5 * (5 + 1))]
+    held = kv_held_bytes(sparse, HELD, seen.passes)
+    assert held.tolist() == [2 * (16 + 8 * 6 + 20)] * 2 + [2 * (16 + 5 * 6 + 20)]
+
+
 @given(
     q=st.integers(1, 40),
     before=st.integers(0, 60),

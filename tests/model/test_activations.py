@@ -19,6 +19,21 @@ GQA_ATTENTION = 128 + 64 + 64 + 128  # query, own key, own value, output
 MLA_PROJECTIONS = (64 + 48) + (48 + 192) + (64 + 48) + (32 + 224) + (96 + 64)  # q_a, q_b, kv_a, kv_b, o
 MLA_ATTENTION = 4 * (32 + 16) + (32 + 16) + 4 * 32  # absorbed: query over latent and rope, own latent and rope, output
 
+# query of 2 heads of 24, key, weights; and what the scores take of them
+INDEXER = (48 + 48) + (64 + 24) + (64 + 2) + (2 * 24 + 2 + 24)
+V4_PROJECTIONS = (64 + 48) + (48 + 128) + (64 + 32) + (128 + 32) + (32 + 64)  # q_a, q_b, key-value, o in two groups, o
+V4_ATTENTION = 4 * 32 + 32 + 4 * 32
+# two streams, twice: weights of 128 -> 8 of them, brought together, and mixed with what comes back
+STREAMS = 2 * ((128 + 8) + (2 * 64 + 64) + (2 * 64 + 64 + 2 * 64))
+
+
+def compressor(width: int) -> int:
+    """Values and gates of a token, from two products, and again as what it is given."""
+    return 2 * (64 + width) + 2 * width
+
+
+V4_INDEXER = compressor(2 * 16) + (48 + 2 * 16) + (64 + 2) + (2 * 16 + 2)
+
 
 def feed_forward(width: int) -> int:
     """Gate, up and down as three products, activation and gating between them."""
@@ -38,6 +53,16 @@ def feed_forward(width: int) -> int:
          NORMS + MLA_PROJECTIONS + MLA_ATTENTION + ROUTER + EXPERTS + feed_forward(96) + RESIDUALS, 3752),
         # its first layer is dense, of width 96: 256 + 880 + 368 + 768 + 384
         ("deepseek_v3", 0, NORMS + MLA_PROJECTIONS + MLA_ATTENTION + feed_forward(96) + RESIDUALS, 2656),
+        # and 324 for an indexer
+        ("deepseek_v32", 0, NORMS + MLA_PROJECTIONS + MLA_ATTENTION + INDEXER + feed_forward(96) + RESIDUALS, 2980),
+        # 256 + 640 + 288 + 72 + 1,024 + 480 + 1,296; for entries of 8 tokens 256 more, of 4 and their indexer 384 + 436
+        ("deepseek_v4", 0,
+         NORMS + V4_PROJECTIONS + V4_ATTENTION + ROUTER + EXPERTS + feed_forward(48) + STREAMS, 4056),
+        ("deepseek_v4", 2,
+         NORMS + V4_PROJECTIONS + V4_ATTENTION + compressor(32) + ROUTER + EXPERTS + feed_forward(48) + STREAMS, 4312),
+        ("deepseek_v4", 1,
+         NORMS + V4_PROJECTIONS + V4_ATTENTION + compressor(2 * 32) + V4_INDEXER + ROUTER + EXPERTS + feed_forward(48)
+         + STREAMS, 4876),
     ],
 )  # fmt: skip
 def test_a_layer_by_hand(family: str, layer: int, by_hand: int, total: int) -> None:

@@ -15,7 +15,7 @@ from moecap.model.shape import shape_of
 
 REFUSED = {
     "deepseek_v2": "top-k",  # its default configuration names none
-    "deepseek_v4": "DeepseekV4Attention", "inkling2": "Inkling2SlidingAttention",
+    "inkling2": "Inkling2SlidingAttention",
     "inkling2_text": "Inkling2SlidingAttention", "inkling_mm_model": "InklingAttention",
     "inkling_text": "InklingAttention", "zaya": "ZayaModel",
     "jetmoe": "JetMoeMoE",  # experts inside attention

@@ -67,7 +67,7 @@ def test_flops_of_the_worked_example() -> None:
     shape = published.shape("Qwen/Qwen3-30B-A3B")
     per_token = 2 * sum(layer.mixer_matmul_params + layer.ffn_matmul_params_per_token for layer in shape.layers)
     per_logits_row = 2 * shape.lm_head_matrix_params
-    per_pair = accounting.score_flops_per_pair(shape)
+    per_pair = sum(layer.score_flops_per_pair for layer in shape.layers)
     assert (per_token, per_logits_row, per_pair) == (5_460_983_808, 622_329_856, 786_432)
     causal_pairs = 100 * 101 // 2 + 50 * 51 // 2 + 7 * 8 // 2
     assert 157 * per_token + 3 * per_logits_row + causal_pairs * per_pair == 864_237_649_920

@@ -95,6 +95,24 @@ def test_a_mixture_packs_each_module_its_own_way() -> None:
     ]
 
 
+def test_routed_experts_of_another_width() -> None:
+    """DeepSeek-V4: 4 bits and a byte per 32 of a row where the rest has a byte each and scales per block."""
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128], "expert_dtype": "fp4"}
+    names = ["experts.3.up_proj", "shared_experts.up_proj"]
+    routed, shared = (packing(config, f"model.layers.0.mlp.{name}") for name in names)
+    assert routed is not None and shared is not None
+    assert (routed.bytes_of(300, 256), shared.bytes_of(300, 256)) == (38_400 + 300 * 8, 76_800 + 6 * 4)
+
+
+def test_a_block_that_names_no_matrix_is_refused() -> None:
+    """Layers under names that the built model doesn't have: what is packed can't be told."""
+    raw = raw_config("deepseek-ai/DeepSeek-V4-Flash")
+    layers = {"layers.0.ffn.experts": {"quant_algo": "NVFP4"}}
+    quantised = {**raw, "quantization_config": {"quant_method": "modelopt", "quantized_layers": layers}}
+    with pytest.raises(UnsupportedModelError, match="names no matrix"):
+        stored_weights(meta_model(raw), quantised)
+
+
 def test_unknown_methods_are_named() -> None:
     assert read_quantization(None, 2) is None
     with pytest.raises(UnsupportedModelError, match=r"'hqq'.*--dtype"):

@@ -32,6 +32,32 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "n_shared_experts": 2, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32,
         "v_head_dim": 24, "head_dim": 16,
     },
+    "deepseek_v32": {
+        "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+        "q_lora_rank": 48, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 24,
+        "head_dim": 16, "index_topk": 3, "index_n_heads": 2, "index_head_dim": 24,
+    },
+    "glm_moe_dsa": {
+        "num_key_value_heads": 4, "n_routed_experts": 8, "first_k_dense_replace": 1, "q_lora_rank": 48,
+        "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 24, "head_dim": 16,
+        "index_topk": 5, "index_n_heads": 2, "index_head_dim": 24,
+        "indexer_types": ["full", "shared", "full", "shared"],
+    },
+    "minimax_m3_vl_text": {
+        "num_local_experts": 8, "shared_intermediate_size": 48, "dense_intermediate_size": 96, "index_n_heads": 2,
+        "index_head_dim": 16, "index_block_size": 4, "index_topk_blocks": 2,
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse", "minimax_m3_sparse"],
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    },
+    "deepseek_v4": {
+        "num_key_value_heads": 1, "n_routed_experts": 8, "intermediate_size": 48, "q_lora_rank": 48, "hc_mult": 2,
+        "sliding_window": 5,
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}, "o_groups": 2,
+        "o_lora_rank": 16, "index_topk": 2, "index_n_heads": 2, "index_head_dim": 16,
+        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention",
+                        "compressed_sparse_attention"],
+        "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"],
+    },
     "qwen3_next": {
         "num_experts": 8, "shared_expert_intermediate_size": 48, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
         "linear_key_head_dim": 16, "linear_value_head_dim": 24, "linear_conv_kernel_dim": 4,
