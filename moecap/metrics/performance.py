@@ -12,6 +12,7 @@ import numpy as np
 from moecap.metrics.columns import NO_PASSES, NS, Bools, Floats
 from moecap.metrics.declare import Observed, metric, pooled, ratio
 from moecap.metrics.view import RunView
+from moecap.windows import MIN_ROUNDS
 
 NO_REQUESTS = "no request was sent inside the window and followed to its end"
 CLIENT = {"observer": "engine boundary, in process"}
@@ -170,11 +171,6 @@ def concurrency_in_passes(run: RunView) -> Iterator[Observed]:
     """Requests per pass as the engine saw them, weighted by the passes' time."""
     time = run.passes.duration_s
     yield ratio((run.passes.num_requests * time).sum(), time.sum(), n=len(run.passes), why_zero=NO_PASSES)
-
-
-MIN_ROUNDS = 20
-"""Completions per request in flight from which on rate x time is known: with fewer, the requests that the window's
-edges cut weigh more than the deviation that is looked for."""
 
 
 @metric("little_law_error", unit="share", direction="neither", needs=("requests",))
