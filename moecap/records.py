@@ -508,13 +508,16 @@ class RequestRecord:
     item_index: int
     replica: int
     scheduled_ns: int | None
+    """Open loop: when it was to be sent."""
     sent_ns: int
     first_token_ns: int | None
     end_ns: int | None
     chunk_ns: tuple[int, ...]
-    chunk_tokens: tuple[int, ...]
+    chunk_tokens: tuple[int | None, ...]
+    """None: the server doesn't say how many tokens the chunk holds."""
     input_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
+    """Prompt tokens that were not computed again; None: the server doesn't say."""
     output_tokens: int
     status: Literal["ok", "failed"]
     error: str | None = None
@@ -576,6 +579,25 @@ class TierRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClientRecord:
+    """How late a client was that drove a server: none of that is the server's."""
+
+    loop_lag_p50_s: float | None
+    """How late its event loop woke a coroutine: so late may it see what arrives. Up to 1 ms is its timers' own."""
+    loop_lag_p99_s: float | None
+    loop_lag_max_s: float | None
+    loop_lag_samples: int
+    send_delay_p50_s: float | None
+    """Sent - scheduled, of the requests of an open loop; None in a closed one."""
+    send_delay_p99_s: float | None
+    send_delay_max_s: float | None
+    cpu_s: float
+    """CPU time of the thread that the loop ran in ..."""
+    wall_s: float
+    """... in so long: near 1 together, it had no time to spare."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServeRecord:
     """Everything an engine recorded while serving."""
 
@@ -585,6 +607,8 @@ class ServeRecord:
     tiers: tuple[TierRecord, ...] = ()
     observer_ns: int | None = None
     """Time spent observing inside the measured path."""
+    client: ClientRecord | None = None
+    """Of a server's client; None in process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -668,6 +692,8 @@ class Manifest:
     """Time that the probe spent inside the measured path."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
     """Telemetry: asked period, samples taken, late samples, CPU seconds used."""
+    client: ClientRecord | None = None
+    """Of a server's client; None in process."""
     tables: Mapping[str, int] = field(default_factory=dict)
     """Table -> its rows; the store fills it in. Empty: written before tables were counted."""
 
