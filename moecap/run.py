@@ -20,6 +20,7 @@ from moecap.engine.base import Engine, EngineFacts
 from moecap.errors import ConfigError
 from moecap.hardware.otherload import OtherLoad, Seen
 from moecap.records import (
+    ClientRecord,
     LoadSpec,
     Manifest,
     ModelSpec,
@@ -42,12 +43,12 @@ from moecap.registry import resolve
 from moecap.schema import HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, table_of
 from moecap.store import RunData
 from moecap.telemetry.base import Telemetry
-from moecap.windows import load_check, steady_window
+from moecap.windows import load_check, slow_client, steady_window
 from moecap.workload import WORKLOADS
 from moecap.workload.arrivals import with_arrivals
 from moecap.workload.base import Workload
 
-PACKAGES = ("moecap", "torch", "transformers", "ray", "numpy", "pyarrow")
+PACKAGES = ("moecap", "torch", "transformers", "ray", "numpy", "pyarrow", "aiohttp")
 STEADY_WINDOW = "steady_window"
 """Check that a performance run must pass to be one."""
 DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
@@ -198,6 +199,7 @@ class Session:
         serve, facts = measured.serve, self._facts
         fingerprint = self._node.fingerprint
         passed, failed = run_checks(serve, measured.load_held)
+        slow = slow_client(serve.client, serve.requests)
         if measured.no_window:
             failed[STEADY_WINDOW] = measured.no_window
         manifest = Manifest(
@@ -211,11 +213,13 @@ class Session:
             flags={
                 **facts.flags,
                 **({"dummy_weights": DUMMY_WEIGHTS} if facts.dummy_weights else {}),
+                **({"slow_client": slow} if slow else {}),
                 **environment_flags(
                     self._peaks, others, num_cpus=self._node.num_cpus, niceness=os.getpriority(os.PRIO_PROCESS, 0)
                 ),
             },
             unknown={**sampled.unknown, **UNREAD}, observer_ns=serve.observer_ns, sampler=sampled.stats,
+            client=serve.client,
         )  # fmt: skip
         return RunData(
             manifest=manifest,
@@ -263,7 +267,7 @@ def run_checks(serve: ServeRecord, load_held: str | None = None) -> tuple[tuple[
 
 
 def concatenate(serves: Sequence[ServeRecord]) -> ServeRecord:
-    """Several recordings as one, pass ids renumbered so that they stay unique in the run."""
+    """Several recordings as one, pass ids renumbered so that they stay unique in the run; of clients the latest one."""
     passes, requests, observer_ns = list[PassRecord](), list[RequestRecord](), 0
     routing, tiers = list[RoutingRecord](), list[TierRecord]()
     for serve in serves:
@@ -275,8 +279,14 @@ def concatenate(serves: Sequence[ServeRecord]) -> ServeRecord:
         observer_ns += serve.observer_ns or 0
     return ServeRecord(
         passes=tuple(passes), routing=tuple(routing), requests=tuple(requests), tiers=tuple(tiers),
-        observer_ns=observer_ns,
+        observer_ns=observer_ns, client=_slowest(serves),
     )  # fmt: skip
+
+
+def _slowest(serves: Sequence[ServeRecord]) -> ClientRecord | None:
+    """Of several clients, the one whose loop was latest."""
+    clients = [serve.client for serve in serves if serve.client is not None]
+    return max(clients, key=lambda client: client.loop_lag_p99_s or 0.0, default=None)
 
 
 def package_versions() -> dict[str, str]:

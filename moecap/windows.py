@@ -1,4 +1,5 @@
-"""Which stretch of a run is measured, and whether the load was held in it. Pure: from records of requests alone.
+"""Which stretch of a run is measured, whether the load was held in it, and whether the client kept up. Pure: from
+records of requests alone.
 
 Closed loop: from when `concurrency` requests have produced their first token until the last planned one is issued.
 Open loop: from when each of the first arrivals, those that fill the system, has ended until the last arrival.
@@ -7,14 +8,20 @@ Open loop: from when each of the first arrivals, those that fill the system, has
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
 
-from moecap.records import LoadSpec, Phase, RequestRecord, Window
+from moecap.records import ClientRecord, LoadSpec, Phase, RequestRecord, Window
 
 LITTLE_LIMIT = 0.05
 """Largest deviation of what a load was from what it should have been, as a share."""
 MIN_ROUNDS = 20
 """Completions per request in flight from which on rate x time is known: with fewer, the requests that the window's
 edges cut weigh more than the deviation that is looked for."""
+SLOW_CLIENT_SHARE = 0.25
+"""Of the median gap between tokens: when the client's event loop is later than that (p99), its times are not the
+server's. Up to TIMER_S even an idle one is late."""
+TIMER_S = 0.001
 
 
 def steady_window(requests: Sequence[RequestRecord], load: LoadSpec, filling: int) -> Window | None:
@@ -69,6 +76,18 @@ def load_check(requests: Sequence[RequestRecord], window: Window, load: LoadSpec
     by_rate = sum(times_ns) / (window.end_ns - window.start_ns)
     told = f"{mean:.2f} requests were in flight, their rate x time says {by_rate:.2f}"
     return "" if abs(by_rate / mean - 1) <= LITTLE_LIMIT else told
+
+
+def slow_client(client: ClientRecord | None, requests: Sequence[RequestRecord]) -> str | None:
+    """Why the client's own delay spoils what it measured; None: it doesn't, or there is nothing to hold it against."""
+    gaps_ns = [later - earlier for one in requests for earlier, later in pairwise(one.chunk_ns)]
+    if client is None or client.loop_lag_p99_s is None or not gaps_ns:
+        return None
+    gap_s = median(gaps_ns) / 1e9
+    if client.loop_lag_p99_s <= max(TIMER_S, SLOW_CLIENT_SHARE * gap_s):
+        return None
+    late = f"the client's event loop was {1e3 * client.loop_lag_p99_s:.1f} ms late (p99)"
+    return f"{late}, the median gap between chunks is {1e3 * gap_s:.1f} ms: its times are not the server's"
 
 
 def mean_in_flight(requests: Sequence[RequestRecord], window: Window) -> float:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from moecap.records import LoadSpec, Phase, RequestRecord, Window
-from moecap.windows import load_check, mean_in_flight, open_loop_window, steady_window
+from moecap.records import ClientRecord, LoadSpec, Phase, RequestRecord, Window
+from moecap.windows import load_check, mean_in_flight, open_loop_window, slow_client, steady_window
 
 POISSON = LoadSpec(arrival="poisson", rate_per_s=1.0)
 
@@ -64,3 +64,26 @@ def test_an_open_loop_is_held_against_littles_law() -> None:
     lost = [request(i, 10 * i, 10 * i + 10, status="ok" if i % 4 else "failed") for i in range(60)]
     # of 40 that end inside 10 failed: they were in flight, and their time isn't in rate x time
     assert load_check(lost, window(100, 500), POISSON) == "1.00 requests were in flight, their rate x time says 0.75"
+
+
+@pytest.mark.parametrize(
+    ("lag_s", "gaps_s", "slow"),
+    [
+        (0.0024, (0.010, 0.010, 0.500), False),  # a quarter of 10 ms is 2.5 ms
+        (0.0026, (0.010, 0.010, 0.500), True),
+        (0.0009, (0.002, 0.002), False),  # what an idle loop's timers show
+        (0.0011, (0.002, 0.002), True),
+        (0.5, (), False),  # nothing to hold it against
+    ],
+)
+def test_a_client_that_is_late_is_told(lag_s: float, gaps_s: tuple[float, ...], slow: bool) -> None:
+    client = ClientRecord(
+        loop_lag_p50_s=0.0, loop_lag_p99_s=lag_s, loop_lag_max_s=1.0, loop_lag_samples=9, send_delay_p50_s=None,
+        send_delay_p99_s=None, send_delay_max_s=None, cpu_s=0.1, wall_s=1.0,
+    )  # fmt: skip
+    times = [0]
+    for gap_s in gaps_s:
+        times.append(times[-1] + round(1e9 * gap_s))
+    found = slow_client(client, [request(0, 0, 10, chunk_ns=tuple(times))])
+    assert (found is not None) == slow
+    assert slow_client(None, [request(0, 0, 10, chunk_ns=tuple(times))]) is None
