@@ -19,6 +19,7 @@ from typing import Any, Literal
 TensorClass = Literal["mixer", "router", "routed_expert", "shared_expert", "dense_ffn", "norm", "embedding", "lm_head"]
 NodeKind = Literal["gpu", "cpu-offload", "expert-parallel", "cpu"]
 MixerKind = Literal["full_attention", "sliding_attention", "compressed_attention", "mla", "linear", "none"]
+Arrival = Literal["closed", "poisson", "burst", "trace"]
 
 
 class Phase(StrEnum):
@@ -84,6 +85,17 @@ class SystemSpec:
     top_k: int | None = None
 
 
+def _short(value: Any) -> str:
+    """An option as labels show it: `add+sort`, `uniform(16+64)`, `lognormal(max=900+median=128.0+sigma=0.5)`."""
+    if isinstance(value, Mapping):
+        inner = {key: _short(item) for key, item in sorted(value.items())}
+        return "+".join(
+            f"{key}({text})" if isinstance(value[key], Mapping | list | tuple) else f"{key}={text}"
+            for key, text in inner.items()
+        )
+    return "+".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkloadSpec:
     """Where prompts come from. `options` belong to the workload type (see `moecap/workload/`)."""
@@ -94,26 +106,107 @@ class WorkloadSpec:
     @property
     def label(self) -> str:
         """Short and readable: `synthetic(input_tokens=64,output_tokens=32)`, `tasks(shots=0,tasks=add+sort)`."""
-        shown = {k: "+".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in self.options.items()}
+        shown = {key: _short(value) for key, value in self.options.items() if key != "content"}
         return f"{self.type}({','.join(f'{k}={v}' for k, v in sorted(shown.items()))})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadSpec:
-    """How requests arrive."""
+class SloSpec:
+    """Limits that a request must hold; a point meets them if `share` of its requests do."""
 
-    arrival: str = "closed"
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    share: float = 0.99
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpec:
+    """A search for the largest load that meets an SLO; `moecap/workload/search.py` decides it."""
+
+    slo: SloSpec
+    """Decides what is run, so it is part of the load."""
+    start: float = 1.0
+    """First load that is tried: requests in flight, or requests per second."""
+    largest: float = 1024.0
+    """Beyond it nothing is tried."""
+    resolution: float = 0.1
+    """It ends when the smallest load that failed is at most this share above the largest that passed."""
+    trial_requests: int = 4
+    """Requests of a trial per request in flight; with a rate: per request per second, that is seconds of arrivals."""
+    trial_min_requests: int = 16
+
+    def __post_init__(self) -> None:
+        if self.slo.ttft_s is None and self.slo.tpot_s is None and self.slo.e2e_s is None:
+            raise ValueError("a search needs an SLO with a limit: ttft_s, tpot_s or e2e_s")
+        if not 0 < self.start <= self.largest or not 0 < self.resolution <= 1:
+            raise ValueError(f"a search needs 0 < start <= largest and 0 < resolution <= 1; got {self}")
+        if self.trial_requests < 3 or self.trial_min_requests < 3:
+            raise ValueError(f"a trial needs at least 3 requests; got {self}")
+
+
+LOAD_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "closed": ("concurrency", "search"),
+    "poisson": ("rate_per_s", "search", "max_concurrency"),
+    "burst": ("rate_per_s", "search", "burstiness", "max_concurrency"),
+    "trace": ("max_concurrency",),
+}
+"""Which fields a load of each arrival has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadSpec:
+    """How requests arrive. Closed loop: a new one for each that ends. Open loop: at times of their own."""
+
+    arrival: Arrival = "closed"
+    """`poisson`: exponential gaps; `burst`: Gamma gaps; `trace`: the times that the workload recorded."""
     concurrency: int | None = None
     """Closed loop: requests in flight."""
     rate_per_s: float | None = None
-    """Open loop: mean arrival rate."""
+    """Poisson and burst: mean arrival rate."""
     staggered: bool = True
     """Closed loop: first requests start spread over one generation, so that they don't end, and refill, in lockstep."""
+    burstiness: float | None = None
+    """Burst: shape of the Gamma distribution of gaps; 1 is Poisson, below 1 burstier, above 1 more even."""
+    max_concurrency: int | None = None
+    """Open loop: most requests in flight; one that comes then waits with the client. None: no limit."""
+    search: SearchSpec | None = None
+    """In place of the concurrency or the rate: it is searched for."""
+
+    def __post_init__(self) -> None:
+        if self.arrival not in LOAD_FIELDS:
+            raise ValueError(f"arrival must be one of {', '.join(LOAD_FIELDS)}; got {self.arrival!r}")
+        for name in ("concurrency", "rate_per_s", "burstiness", "max_concurrency", "search"):
+            value = getattr(self, name)
+            if value is not None and name not in LOAD_FIELDS[self.arrival]:
+                raise ValueError(f"a load with arrival {self.arrival!r} has no {name}; got {value}")
+            if isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"{name} must be above 0; got {value}")
+        sized = [name for name in LOAD_FIELDS[self.arrival] if name in ("concurrency", "rate_per_s")]
+        for name in sized:
+            if (getattr(self, name) is None) == (self.search is None):
+                raise ValueError(f"a load with arrival {self.arrival!r} has one of {name} and search; got {self}")
+        if self.arrival == "burst" and self.burstiness is None:
+            raise ValueError(f"a load with arrival 'burst' has a burstiness; got {self}")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests arrive at times of their own."""
+        return self.arrival != "closed"
 
     @property
     def label(self) -> str:
-        """Short and readable: `concurrency=8`."""
-        return f"concurrency={self.concurrency}" if self.arrival == "closed" else f"rate={self.rate_per_s}/s"
+        """Short and readable: `concurrency=8`, `rate=2.0/s`, `rate=auto`."""
+        if self.arrival == "trace":
+            return "trace" + self._limit
+        if self.arrival == "closed":
+            return f"concurrency={'auto' if self.search else self.concurrency}"
+        rate = "auto" if self.search else f"{self.rate_per_s}/s"
+        return f"rate={rate}" + ("" if self.burstiness is None else f",burstiness={self.burstiness:g}") + self._limit
+
+    @property
+    def _limit(self) -> str:
+        return "" if self.max_concurrency is None else f",max_concurrency={self.max_concurrency}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +216,8 @@ class WindowSpec:
     warmup_requests: int
     requests: int
     """Planned requests after warm-up; closed loop: at least 3 x concurrency."""
+    per_load: float | None = None
+    """With a search: at least so many per request in flight, or per request per second, of the load that it found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +229,10 @@ class AccuracySpec:
     """Items per task; None: all."""
     batch_size: int = 32
     """Most requests in flight while scoring."""
+
+
+LATER_FIELDS = {"load": ("burstiness", "max_concurrency", "search"), "window": ("per_load",)}
+"""Fields that came after the first stores. Unset, they leave a point's identity as it was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,8 +255,12 @@ class PointSpec:
 
     @property
     def point_id(self) -> str:
-        """Content hash of everything here."""
-        return content_hash(self)
+        """Content hash of everything here; what came later than the first stores counts only where it is set."""
+        described = to_jsonable(self)
+        for part, later in LATER_FIELDS.items():
+            if described[part] is not None:
+                described[part] = {k: v for k, v in described[part].items() if k not in later or v is not None}
+        return content_hash(described)
 
     @property
     def kind(self) -> Literal["performance", "accuracy"]:
@@ -423,6 +526,8 @@ class Request:
     """0: greedy."""
     top_p: float = 1.0
     seed: int = 0
+    arrival_s: float | None = None
+    """Open loop: when it is sent, from the start of serving. None: when there is room, in a closed loop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -434,13 +539,16 @@ class RequestRecord:
     item_index: int
     replica: int
     scheduled_ns: int | None
+    """Open loop: when it was to be sent."""
     sent_ns: int
     first_token_ns: int | None
     end_ns: int | None
     chunk_ns: tuple[int, ...]
-    chunk_tokens: tuple[int, ...]
+    chunk_tokens: tuple[int | None, ...]
+    """None: the server doesn't say how many tokens the chunk holds."""
     input_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
+    """Prompt tokens that were not computed again; None: the server doesn't say."""
     output_tokens: int
     status: Literal["ok", "failed"]
     error: str | None = None
@@ -502,6 +610,25 @@ class TierRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClientRecord:
+    """How late a client was that drove a server: none of that is the server's."""
+
+    loop_lag_p50_s: float | None
+    """How late its event loop woke a coroutine: so late may it see what arrives. Up to 1 ms is its timers' own."""
+    loop_lag_p99_s: float | None
+    loop_lag_max_s: float | None
+    loop_lag_samples: int
+    send_delay_p50_s: float | None
+    """Sent - scheduled, of the requests of an open loop; None in a closed one."""
+    send_delay_p99_s: float | None
+    send_delay_max_s: float | None
+    cpu_s: float
+    """CPU time of the thread that the loop ran in ..."""
+    wall_s: float
+    """... in so long: near 1 together, it had no time to spare."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServeRecord:
     """Everything an engine recorded while serving."""
 
@@ -511,6 +638,8 @@ class ServeRecord:
     tiers: tuple[TierRecord, ...] = ()
     observer_ns: int | None = None
     """Time spent observing inside the measured path."""
+    client: ClientRecord | None = None
+    """Of a server's client; None in process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -594,6 +723,8 @@ class Manifest:
     """Time that the probe spent inside the measured path."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
     """Telemetry: asked period, samples taken, late samples, CPU seconds used."""
+    client: ClientRecord | None = None
+    """Of a server's client; None in process."""
     tables: Mapping[str, int] = field(default_factory=dict)
     """Table -> its rows; the store fills it in. Empty: written before tables were counted."""
 
@@ -628,16 +759,6 @@ class Metric:
 
 
 # ---------------------------------------------------------------------------------------------------------- the study
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SloSpec:
-    """Limits that a request must hold; a point meets them if `share` of its requests do."""
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    e2e_s: float | None = None
-    share: float = 0.99
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

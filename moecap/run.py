@@ -17,8 +17,10 @@ from typing import Protocol
 from moecap.accuracy import MAX_ANSWER_TOKENS, grade, load_task
 from moecap.engine import ENGINES
 from moecap.engine.base import Engine, EngineFacts
+from moecap.errors import ConfigError
 from moecap.hardware.otherload import OtherLoad, Seen
 from moecap.records import (
+    ClientRecord,
     LoadSpec,
     Manifest,
     ModelSpec,
@@ -41,10 +43,12 @@ from moecap.registry import resolve
 from moecap.schema import HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, table_of
 from moecap.store import RunData
 from moecap.telemetry.base import Telemetry
+from moecap.windows import load_check, slow_client, steady_window
 from moecap.workload import WORKLOADS
+from moecap.workload.arrivals import with_arrivals
 from moecap.workload.base import Workload
 
-PACKAGES = ("moecap", "torch", "transformers", "ray", "numpy", "pyarrow")
+PACKAGES = ("moecap", "torch", "transformers", "ray", "numpy", "pyarrow", "aiohttp")
 STEADY_WINDOW = "steady_window"
 """Check that a performance run must pass to be one."""
 DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
@@ -78,6 +82,8 @@ class _Measured:
     samples: tuple[SampleRecord, ...] = ()
     no_window: str = ""
     """Why there is no window."""
+    load_held: str | None = None
+    """What was wrong with the load; None: nothing can be said."""
 
 
 class Session:
@@ -129,28 +135,38 @@ class Session:
     def _requests(self, spec: RunSpec, count: int, seed: int, prefix: str) -> list[Request]:
         assert spec.point.workload is not None
         kind = resolve(WORKLOADS, "moecap.workloads", spec.point.workload.type)
-        workload: Workload = kind.model_validate(dict(spec.point.workload.options))
-        return workload.requests(count, seed, self._engine.encode, self._facts.shape.vocab_size, prefix)
+        try:
+            workload: Workload = kind.model_validate(dict(spec.point.workload.options))
+            return workload.requests(count, seed, self._engine.encode, self._facts.shape.vocab_size, prefix)
+        except ValueError as error:  # a file that isn't the planned one, or isn't there
+            label = spec.point.workload.label
+            raise ConfigError(str(error), "workloads", label, "make it the same on every node") from error
 
     def _warm_up(self, spec: RunSpec) -> None:
+        """In a closed loop, whatever the load: it wakes the engine, it doesn't measure."""
         point = spec.point
         assert point.window is not None and point.load is not None
-        if point.window.warmup_requests:
-            requests = self._requests(spec, point.window.warmup_requests, point.seed + 1_000_003, "warmup")
-            self._engine.serve(requests, point.load, point.routing)
+        count = point.window.warmup_requests
+        if count:
+            requests = self._requests(spec, count, point.seed + 1_000_003, "warmup")
+            load = LoadSpec(concurrency=count) if point.load.is_open else point.load
+            self._engine.serve(with_arrivals(requests, load, 0), load, point.routing)
 
     def _performance(self, spec: RunSpec) -> _Measured:
         point = spec.point
         assert point.window is not None and point.load is not None
+        load = point.load
         # Repeats draw other prompts: their spread then holds that of the workload too.
-        requests = self._requests(spec, point.window.requests, point.seed + 7919 * spec.repeat, "request")
-        serve = self._engine.serve(requests, point.load, point.routing)
-        window = closed_loop_window(serve.requests, point.load.concurrency or 1)
+        seed = point.seed + 7919 * spec.repeat
+        filling = point.window.warmup_requests if load.is_open else 0
+        requests = self._requests(spec, filling + point.window.requests, seed, "request")
+        serve = self._engine.serve(with_arrivals(requests, load, seed), load, point.routing)
+        window = steady_window(serve.requests, load, filling)
         if window is None:
-            first = next((one.error for one in serve.requests if one.error), "no request produced a token")
+            first = next((one.error for one in serve.requests if one.error), "too few produced a token in time")
             why = f"{len(serve.requests)} requests were served; {first}"
             return _Measured(serve=serve, windows=(), no_window=why)
-        return _Measured(serve=serve, windows=(window,))
+        return _Measured(serve=serve, windows=(window,), load_held=load_check(serve.requests, window, load))
 
     def _accuracy(self, spec: RunSpec) -> _Measured:
         """Tasks one after the other, each in a window of its own, greedily decoded."""
@@ -182,7 +198,8 @@ class Session:
     def _hand_over(self, spec: RunSpec, study: str, measured: _Measured, sampled: Telemetry, others: Seen) -> RunData:
         serve, facts = measured.serve, self._facts
         fingerprint = self._node.fingerprint
-        passed, failed = run_checks(serve)
+        passed, failed = run_checks(serve, measured.load_held)
+        slow = slow_client(serve.client, serve.requests)
         if measured.no_window:
             failed[STEADY_WINDOW] = measured.no_window
         manifest = Manifest(
@@ -196,11 +213,13 @@ class Session:
             flags={
                 **facts.flags,
                 **({"dummy_weights": DUMMY_WEIGHTS} if facts.dummy_weights else {}),
+                **({"slow_client": slow} if slow else {}),
                 **environment_flags(
                     self._peaks, others, num_cpus=self._node.num_cpus, niceness=os.getpriority(os.PRIO_PROCESS, 0)
                 ),
             },
             unknown={**sampled.unknown, **UNREAD}, observer_ns=serve.observer_ns, sampler=sampled.stats,
+            client=serve.client,
         )  # fmt: skip
         return RunData(
             manifest=manifest,
@@ -231,20 +250,8 @@ def environment_flags(peaks: Sequence[Peaks], others: Seen, *, num_cpus: int, ni
     return found
 
 
-def closed_loop_window(requests: Sequence[RequestRecord], concurrency: int) -> Window | None:
-    """From the moment when `concurrency` requests have produced their first token until the last one is issued.
-
-    None when there is no such stretch.
-    """
-    first_tokens = sorted(one.first_token_ns for one in requests if one.first_token_ns is not None)
-    if len(first_tokens) < concurrency:
-        return None
-    start_ns, end_ns = first_tokens[concurrency - 1], max(one.sent_ns for one in requests)
-    return Window(start_ns=start_ns, end_ns=end_ns, phase=Phase.STEADY) if end_ns > start_ns else None
-
-
-def run_checks(serve: ServeRecord) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Names of the checks that hold, and of those that don't with what was seen."""
+def run_checks(serve: ServeRecord, load_held: str | None = None) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Names of the checks that hold, and of those that don't with what was seen; `load_held` is of `load_check`."""
     invalid = [one for one in serve.passes if not one.valid]
     lost = [one for one in serve.requests if one.status != "ok"]
     seen = {
@@ -254,11 +261,13 @@ def run_checks(serve: ServeRecord) -> tuple[tuple[str, ...], dict[str, str]]:
         "all_requests_completed": f"{len(lost)} of {len(serve.requests)} failed: {lost[0].error}" if lost else "",
         "passes_recorded": "" if serve.passes else "no pass was recorded",
     }
+    if load_held is not None:
+        seen["load_held"] = load_held
     return tuple(name for name, what in seen.items() if not what), {name: what for name, what in seen.items() if what}
 
 
 def concatenate(serves: Sequence[ServeRecord]) -> ServeRecord:
-    """Several recordings as one, pass ids renumbered so that they stay unique in the run."""
+    """Several recordings as one, pass ids renumbered so that they stay unique in the run; of clients the latest one."""
     passes, requests, observer_ns = list[PassRecord](), list[RequestRecord](), 0
     routing, tiers = list[RoutingRecord](), list[TierRecord]()
     for serve in serves:
@@ -270,8 +279,14 @@ def concatenate(serves: Sequence[ServeRecord]) -> ServeRecord:
         observer_ns += serve.observer_ns or 0
     return ServeRecord(
         passes=tuple(passes), routing=tuple(routing), requests=tuple(requests), tiers=tuple(tiers),
-        observer_ns=observer_ns,
+        observer_ns=observer_ns, client=_slowest(serves),
     )  # fmt: skip
+
+
+def _slowest(serves: Sequence[ServeRecord]) -> ClientRecord | None:
+    """Of several clients, the one whose loop was latest."""
+    clients = [serve.client for serve in serves if serve.client is not None]
+    return max(clients, key=lambda client: client.loop_lag_p99_s or 0.0, default=None)
 
 
 def package_versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,19 +26,18 @@ from moecap.records import (
     AccuracySpec,
     CapSpec,
     CostSpec,
-    LoadSpec,
     NodeKind,
     PointSpec,
     RepeatsSpec,
-    SloSpec,
     StudyPlan,
     SystemSpec,
-    WindowSpec,
     WorkloadSpec,
 )
 from moecap.registry import known_names, resolve
 from moecap.store import NAME
+from moecap.study_loads import LoadKeys, distinct, expand_loads, slo_spec, trace_window
 from moecap.workload import WORKLOADS
+from moecap.workload.base import Workload
 
 LAPTOP_STUDY = "studies/laptop.yaml"
 
@@ -60,13 +59,6 @@ def _engine(value: str) -> str:
     return value
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    twice = [value for index, value in enumerate(values) if value in values[:index]]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is listed twice; list it once")
-    return values
-
-
 Name = Annotated[str, AfterValidator(_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -82,17 +74,6 @@ class _System(_Strict):
     quantization: Literal["int8"] | None = None
     resident_share: Share | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
-
-
-class _Sweep(_Strict):
-    concurrency: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_distinct)] = Field(
-        default=[1], min_length=1
-    )
-
-
-class _Requests(_Strict):
-    per_concurrency: int = Field(default=4, ge=3)
-    min: int = Field(default=8, ge=3)
 
 
 class _Accuracy(_Strict):
@@ -114,13 +95,6 @@ class _Repeats(_Strict):
         return value
 
 
-class _Slo(_Strict):
-    ttft_s: float | None = Field(default=None, gt=0)
-    tpot_s: float | None = Field(default=None, gt=0)
-    e2e_s: float | None = Field(default=None, gt=0)
-    share: float = Field(default=0.99, gt=0, le=1)
-
-
 class _Cost(_Strict):
     basis: Literal["node", "footprint"] = "node"
     kind: Literal["purchase", "rental"] = "purchase"
@@ -137,19 +111,14 @@ class _Cap(_Strict):
     reference: str | None = None
 
 
-class _Study(_Strict):
-    """The file. Field order matters: a validator sees the fields above its own."""
+class _Study(LoadKeys):
+    """The file. Field order matters: a validator sees the fields above its own, those of LoadKeys first."""
 
     name: Name
     store: str = "moecap-store"
-    models: Annotated[list[str], AfterValidator(_distinct)] = Field(min_length=1)
+    models: Annotated[list[str], AfterValidator(distinct)] = Field(min_length=1)
     systems: list[_System] = Field(min_length=1)
-    workloads: Annotated[list[dict[str, Any]], AfterValidator(_distinct)] = []
-    sweep: _Sweep = _Sweep()
-    arrival: Literal["closed"] = "closed"
-    warmup: int | None = Field(default=None, ge=0)
-    """Requests before the measurement; default: as many as the concurrency."""
-    requests: int | _Requests = _Requests()
+    workloads: Annotated[list[dict[str, Any]], AfterValidator(distinct)] = Field(default=[])
     seed: int = 0
     deadline_s: float = Field(default=600.0, gt=0)
     order: Literal["listed", "random"] = "listed"
@@ -157,11 +126,10 @@ class _Study(_Strict):
     routing: Literal["counts", "tokens"] = "counts"
     accuracy: _Accuracy | None = Field(default=None, validate_default=True)
     repeats: _Repeats = _Repeats()
-    slo: _Slo | None = None
     peaks: Literal["catalogue", "calibrated"] = "calibrated"
     cost: _Cost = _Cost()
     cap: _Cap = _Cap()
-    prices: dict[str, Any] = {}
+    prices: dict[str, Any] = Field(default={})
 
     @field_validator("systems")
     @classmethod
@@ -171,14 +139,6 @@ class _Study(_Strict):
         if twice:
             raise ValueError(f"used twice: {', '.join(map(repr, twice))}; give each system its own name")
         return systems
-
-    @field_validator("requests")
-    @classmethod
-    def _three_rounds(cls, requests: int | _Requests, info: ValidationInfo) -> int | _Requests:
-        most = max(info.data["sweep"].concurrency) if "sweep" in info.data else 1
-        if isinstance(requests, int) and requests < 3 * most:
-            raise ValueError(f"is too few for a steady window at concurrency {most}; write at least {3 * most}")
-        return requests
 
     @field_validator("accuracy")
     @classmethod
@@ -219,6 +179,7 @@ def parse_study(
     except ValidationError as error:
         problems += [_problem(dict(found), _Study) for found in error.errors()]
     workloads = list(_workloads(raw.get("workloads"), problems))
+    _check_trace(study, workloads, problems)
     _check_prices(raw.get("prices"), problems)
     _check_cap(raw, metric_names, problems)
     models = list(_models(raw.get("models"), problems))
@@ -232,7 +193,7 @@ def parse_study(
         order=study.order,
         cooldown_s=study.cooldown_s,
         deadline_s=study.deadline_s,
-        slo=SloSpec(**study.slo.model_dump()) if study.slo else None,
+        slo=slo_spec(study),
         peaks=study.peaks,
         cost=CostSpec(**study.cost.model_dump()),
         cap=CapSpec(**study.cap.axes.model_dump(), reference=study.cap.reference),
@@ -258,7 +219,16 @@ def _models(raw: Any, problems: list[Problem]) -> Iterator[Any]:
                 problems.append(Problem(key=f"models.{index}", value=name, message=error.message, remedy=error.remedy))
 
 
-def _workloads(raw: Any, problems: list[Problem]) -> Iterator[WorkloadSpec]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prompts:
+    """A workload that was checked."""
+
+    spec: WorkloadSpec
+    arrivals_s: Sequence[float] | None
+    """When its requests came, if it recorded that."""
+
+
+def _workloads(raw: Any, problems: list[Problem]) -> Iterator[_Prompts]:
     known = known_names(WORKLOADS, "moecap.workloads")
     for index, entry in enumerate(raw if isinstance(raw, list) else []):
         if not isinstance(entry, dict):
@@ -268,15 +238,36 @@ def _workloads(raw: Any, problems: list[Problem]) -> Iterator[WorkloadSpec]:
             problems.append(Problem(key=key, value=entry.get("type"), message="no such workload", remedy=remedy))
             continue
         options = {key: value for key, value in entry.items() if key != "type"}
-        kind: type[BaseModel] = resolve(WORKLOADS, "moecap.workloads", entry["type"])
+        kind: type[Workload] = resolve(WORKLOADS, "moecap.workloads", entry["type"])
         try:
             checked = kind.model_validate(options)
         except ValidationError as error:
             for found in error.errors():
                 problem = _problem(dict(found), kind)
-                problems.append(replace(problem, key=f"workloads.{index}.{problem.key}"))
+                problems.append(replace(problem, key=f"workloads.{index}.{problem.key}".rstrip(".")))
         else:
-            yield WorkloadSpec(type=entry["type"], options=checked.model_dump(mode="json"))
+            spec = WorkloadSpec(type=entry["type"], options=checked.model_dump(mode="json", exclude_none=True))
+            yield _Prompts(spec=spec, arrivals_s=checked.arrivals_s())
+
+
+def _check_trace(study: _Study | None, workloads: Sequence[_Prompts], problems: list[Problem]) -> None:
+    """A replay needs workloads that recorded times, and enough of them."""
+    if study is None or study.arrival != "trace":
+        return
+    for index, one in enumerate(workloads):
+        if one.arrivals_s is None:
+            problems.append(
+                Problem(
+                    key=f"workloads.{index}.type", value=one.spec.type, message="recorded no arrival times",
+                    remedy="use a workload of type trace, or another arrival",
+                )
+            )  # fmt: skip
+            continue
+        window = trace_window(study, one.arrivals_s)
+        if window.requests < 3 or window.warmup_requests + window.requests > len(one.arrivals_s):
+            told = f"is more or less than a trace of {len(one.arrivals_s)} requests can give after warm-up"
+            remedy = f"plan 3 to {len(one.arrivals_s) - window.warmup_requests}, or fewer for warmup"
+            problems.append(Problem(key="requests", value=window.requests, message=told, remedy=remedy))
 
 
 def _check_prices(raw: Any, problems: list[Problem]) -> None:
@@ -309,16 +300,15 @@ def _check_cap(raw: Mapping[str, Any], metric_names: Collection[str] | None, pro
         )
 
 
-def _points(study: _Study, models: Sequence[Any], workloads: Sequence[WorkloadSpec]) -> Iterator[PointSpec]:
+def _points(study: _Study, models: Sequence[Any], workloads: Sequence[_Prompts]) -> Iterator[PointSpec]:
     """Points of one (model, system) stand together: they share a warm engine."""
     for model in models:
         for entry in study.systems:
             system = SystemSpec(**entry.model_dump())
             for workload in workloads:
-                for concurrency in study.sweep.concurrency:
+                for load, window in expand_loads(study, workload.arrivals_s):
                     yield PointSpec(
-                        model=model, system=system, workload=workload, window=_window(study, concurrency),
-                        load=LoadSpec(arrival=study.arrival, concurrency=concurrency), seed=study.seed,
+                        model=model, system=system, workload=workload.spec, window=window, load=load, seed=study.seed,
                         routing=study.routing,
                     )  # fmt: skip
             if study.accuracy is not None:
@@ -326,16 +316,10 @@ def _points(study: _Study, models: Sequence[Any], workloads: Sequence[WorkloadSp
                 yield PointSpec(model=model, system=system, accuracy=accuracy, seed=study.seed, routing=study.routing)
 
 
-def _window(study: _Study, concurrency: int) -> WindowSpec:
-    wanted = study.requests
-    requests = wanted if isinstance(wanted, int) else max(wanted.min, wanted.per_concurrency * concurrency)
-    return WindowSpec(warmup_requests=concurrency if study.warmup is None else study.warmup, requests=requests)
-
-
 def _problem(found: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     """One pydantic error of `model` as key, value, message and remedy."""
     location = [part for part in found["loc"] if part not in UNION_TAGS]
-    key, last = ".".join(map(str, location)), str(location[-1])
+    key, last = ".".join(map(str, location)), str(location[-1]) if location else ""  # none: of the mapping as a whole
     if found["type"] == "extra_forbidden":
         known = sorted(_fields(model, location[:-1]))
         near = difflib.get_close_matches(last, known, n=1)
@@ -353,7 +337,7 @@ def _problem(found: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     return Problem(key=key, value=found["input"], message=message, remedy=remedy)
 
 
-UNION_TAGS = ("int", "_Requests")
+UNION_TAGS = ("int", "Requests", "number", "distribution")
 """Pydantic puts the tried member of a union into the location; a reader's file has no such key."""
 
 

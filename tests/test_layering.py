@@ -27,15 +27,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "accuracy": BASE | {"reference"},
     "workload": BASE | {"accuracy", "reference", "model"},
     "telemetry": BASE,
+    "windows": BASE,
     "probe": BASE | {"model"},
     "objects": BASE | {"schema"},
     "lease": BASE | {"objects"},
     "store": BASE | {"schema", "objects"},
     "engine": BASE | {"model", "hardware", "probe"},
     "prices": BASE | {"hardware"},
-    "study": BASE | {"accuracy", "engine", "hardware", "model", "overrides", "prices", "store", "workload"},
-    "run": BASE | {"accuracy", "engine", "hardware", "model", "schema", "store", "telemetry", "workload"},
-    "metrics": BASE | {"hardware", "model", "schema", "store", "prices"},
+    "study_loads": BASE,
+    "study": BASE
+    | {"accuracy", "engine", "hardware", "model", "overrides", "prices", "store", "study_loads", "workload"},
+    "run": BASE | {"accuracy", "engine", "hardware", "model", "schema", "store", "telemetry", "windows", "workload"},
+    "metrics": BASE | {"hardware", "model", "schema", "store", "prices", "windows"},
     "report": BASE | {"schema", "store", "metrics"},
 }
 HEAVY = ("ray", "torch", "vllm", "transformers", "matplotlib", "pyarrow", "pydantic")

@@ -23,8 +23,9 @@ from moecap.records import (
     WindowSpec,
     WorkloadSpec,
 )
-from moecap.run import Session, closed_loop_window, concatenate, environment_flags, run_checks
+from moecap.run import Session, concatenate, environment_flags, run_checks
 from moecap.telemetry.base import Telemetry
+from moecap.windows import closed_loop_window
 
 
 def request(index: int, sent_ns: int, first_token_ns: int | None, **changes: Any) -> RequestRecord:

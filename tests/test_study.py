@@ -96,7 +96,7 @@ acuracy: {tasks: [add]}
         ({"cap": {"axes": {"cost": "tpot"}}}, "cap.axes.cost", "tpot_s"),
         ({"deadline_s": float("inf")}, "deadline_s", "finite"),
         ({"cost": {"basis": "footprnt"}}, "cost.basis", "footprint"),
-        ({"arrival": "poisson"}, "arrival", "closed"),
+        ({"arrival": "open"}, "arrival", "'poisson'"),
         ({"peaks": "guessed"}, "peaks", "calibrated"),
         ({"prices": {"enrgy": {}}}, "prices.enrgy", "energy"),
         ({"prices": {"energy": {"pue": 0.5}}}, "prices.energy.pue", "1"),

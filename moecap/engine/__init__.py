@@ -5,4 +5,5 @@ from __future__ import annotations
 ENGINES: dict[str, str] = {
     "fake": "moecap.engine.fake:FakeEngine",
     "transformers": "moecap.engine.transformers:TransformersEngine",
+    "vllm": "moecap.engine.vllm:VllmEngine",
 }

@@ -1,7 +1,8 @@
 """Engine `fake`: a deterministic stand-in without weights, so that the whole pipeline runs anywhere in seconds.
 
-It sleeps instead of computing and routes by arithmetic; its records obey every invariant that real ones do. It can
-be told to fail. Its numbers say nothing about any hardware, and every run of it is flagged as having dummy weights.
+It sleeps instead of computing (or moves a clock of its own) and routes by arithmetic; its records obey every invariant
+that real ones do. It serves closed and open loops, as many requests at once as come. It can be told to fail. Its
+numbers say nothing about any hardware, and every run of it is flagged as having dummy weights.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ class FakeArgs:
     """What `args` of a system with this engine may hold."""
 
     pass_s: float = 0.001
-    """Duration of every pass."""
+    """Duration of every pass ..."""
+    pass_s_per_request: float = 0.0
+    """... plus so much for each request in it."""
+    clock: Literal["wall", "simulated"] = "wall"
+    """`simulated`: times are computed, nothing is waited for."""
     fail_at_start: bool = False
     crash_at_request: int | None = None
     """Ordinal, over the engine's life, of the request at which it crashes."""
@@ -51,13 +56,65 @@ class FakeArgs:
 @dataclass(slots=True)
 class _Active:
     request: Request
+    scheduled_ns: int | None
     sent_ns: int
     tokens: list[int] = field(default_factory=list)
     times_ns: list[int] = field(default_factory=list)
 
 
+class _Waiting:
+    """Requests that were not sent yet, in the order of their arrival."""
+
+    def __init__(self, requests: Sequence[Request], load: LoadSpec, begin_ns: int) -> None:
+        self._is_open = load.is_open
+        self._most = load.max_concurrency if load.is_open else load.concurrency
+        timed = [(begin_ns + round(1e9 * (one.arrival_s or 0.0)), one) for one in requests]
+        self._queue = deque(sorted(timed, key=lambda pair: pair[0]))
+        self.occupied = 0
+        """In flight during the last pass, and sent since."""
+
+    @property
+    def left(self) -> int:
+        return len(self._queue)
+
+    @property
+    def next_ns(self) -> int:
+        """When the next one arrives."""
+        return self._queue[0][0]
+
+    def take(self, now_ns: int, in_flight: int) -> _Active | None:
+        """The next one, if it has arrived and is let in beside `in_flight` others."""
+        if not self._queue or (self._most is not None and in_flight >= self._most):
+            return None
+        if not self._is_open:
+            return _Active(request=self._queue.popleft()[1], scheduled_ns=None, sent_ns=now_ns)
+        if self.next_ns > now_ns:
+            return None
+        scheduled_ns, request = self._queue.popleft()
+        was_full = self._most is not None and self.occupied >= self._most
+        self.occupied += 1
+        return _Active(request=request, scheduled_ns=scheduled_ns, sent_ns=now_ns if was_full else scheduled_ns)
+
+
+class _Clock:
+    """`time.monotonic_ns`, or times that only this engine moves, from then on."""
+
+    def __init__(self, *, simulated: bool) -> None:
+        self._simulated_ns = time.monotonic_ns() if simulated else None
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns() if self._simulated_ns is None else self._simulated_ns
+
+    def wait_until(self, time_ns: int) -> None:
+        """Returns at once when that has passed."""
+        if self._simulated_ns is None:
+            time.sleep(max(0, time_ns - time.monotonic_ns()) / 1e9)
+        else:
+            self._simulated_ns = max(self._simulated_ns, time_ns)
+
+
 class FakeEngine(Engine):
-    """Serves in closed loop, greedily, byte for byte predictable."""
+    """Serves greedily, byte for byte predictable."""
 
     def start(self, model: ModelSpec, system: SystemSpec, placement: Placement) -> EngineFacts:
         """Nothing to load. Raises EngineError when told to."""
@@ -67,6 +124,7 @@ class FakeEngine(Engine):
                 raise ConfigError("no such argument of the fake engine", f"args.{name}", value, f"use {known}")
         self._args = FakeArgs(**system.args)
         self._admitted = 0
+        self._clock = _Clock(simulated=self._args.clock == "simulated")
         if self._args.fail_at_start:
             _print("can't start: told to fail")
             raise EngineError("told to fail at start")
@@ -84,18 +142,24 @@ class FakeEngine(Engine):
         return bytes(token_ids).decode(errors="replace")
 
     def serve(self, requests: Sequence[Request], load: LoadSpec, routing: Literal["counts", "tokens"]) -> ServeRecord:
-        """Keep `load.concurrency` requests in flight until all are done; a pass is prefill or decode."""
-        if load.arrival != "closed" or load.concurrency is None:
-            raise ConfigError("this engine serves a closed loop", "arrival", load.arrival, "use arrival: closed")
-        waiting, active, done = deque(requests), list[_Active](), list[RequestRecord]()
+        """All of them; a pass is prefill or decode. An open loop's requests are sent when they arrive, or when fewer
+        than `load.max_concurrency` are in flight, and join at the next pass."""
+        begin_ns = self._clock.now_ns()
+        waiting = _Waiting(requests, load, begin_ns)
+        active, done = list[_Active](), list[RequestRecord]()
         passes, routes = list[PassRecord](), list[RoutingRecord]()
-        while waiting or active:
-            joined = self._admit(waiting, load.concurrency - len(active), done)
+        while waiting.left or active:
+            was_idle = load.is_open and not active and waiting.next_ns > self._clock.now_ns()
+            if was_idle:
+                waiting.occupied = 0
+                self._clock.wait_until(waiting.next_ns)
+            joined = self._admit(waiting, len(active), done)
             active += joined
             if active:
                 rows, phase = (joined, Phase.PREFILL) if joined else (active, Phase.DECODE)
-                passes.append(self._pass(len(passes), phase, rows, passes[-1:]))
+                passes.append(self._pass(len(passes), phase, rows, passes[-1:], was_idle=was_idle))
                 routes += _route(passes[-1], rows, keep_tokens=routing == "tokens")
+            waiting.occupied = len(active)
             done += [_record(one) for one in active if len(one.tokens) >= one.request.max_new_tokens]
             active = [one for one in active if len(one.tokens) < one.request.max_new_tokens]
         done.sort(key=lambda record: record.item_index)
@@ -104,10 +168,9 @@ class FakeEngine(Engine):
     def stop(self) -> None:
         """Nothing to free."""
 
-    def _admit(self, waiting: deque[Request], free: int, done: list[RequestRecord]) -> list[_Active]:
+    def _admit(self, waiting: _Waiting, in_flight: int, done: list[RequestRecord]) -> list[_Active]:
         joined: list[_Active] = []
-        while waiting and len(joined) < free:
-            one = _Active(request=waiting.popleft(), sent_ns=time.monotonic_ns())
+        while (one := waiting.take(self._clock.now_ns(), in_flight + len(joined))) is not None:
             self._crash_if_told()
             if len(one.request.prompt_token_ids) + one.request.max_new_tokens > MAX_CONTEXT_TOKENS:
                 done.append(_record(one, error=f"needs more than {MAX_CONTEXT_TOKENS} tokens of context"))
@@ -129,14 +192,16 @@ class FakeEngine(Engine):
                 while True:
                     time.sleep(3600)
 
-    def _pass(self, pass_id: int, phase: Phase, rows: list[_Active], before: list[PassRecord]) -> PassRecord:
+    def _pass(
+        self, pass_id: int, phase: Phase, rows: list[_Active], before: list[PassRecord], *, was_idle: bool
+    ) -> PassRecord:
         """One pass over `rows`; each gets one token."""
-        launched_ns = time.monotonic_ns()
-        started_ns = before[0].started_ns + before[0].duration_ns if before else launched_ns
+        launched_ns = self._clock.now_ns()
+        started_ns = before[0].started_ns + before[0].duration_ns if before and not was_idle else launched_ns
         queries = tuple(len(one.request.prompt_token_ids) if phase is Phase.PREFILL else 1 for one in rows)
         contexts = tuple(len(one.request.prompt_token_ids) + len(one.tokens) for one in rows)
-        time.sleep(self._args.pass_s)
-        end_ns = time.monotonic_ns()
+        self._clock.wait_until(launched_ns + round(1e9 * self._pass_s(len(rows))))
+        end_ns = self._clock.now_ns()
         for one in rows:
             one.tokens.append((sum(one.request.prompt_token_ids) + len(one.tokens)) % VOCABULARY)
             one.times_ns.append(end_ns)
@@ -146,6 +211,9 @@ class FakeEngine(Engine):
             scheduled_tokens=sum(queries), cached_tokens=0, logits_tokens=len(rows), padded_tokens=0,
             accepted_tokens=None, valid=True,
         )  # fmt: skip
+
+    def _pass_s(self, num_requests: int) -> float:
+        return self._args.pass_s + self._args.pass_s_per_request * num_requests
 
 
 def _print(text: str) -> None:
@@ -174,8 +242,8 @@ def _route(record: PassRecord, rows: Sequence[_Active], *, keep_tokens: bool) ->
 
 def _record(one: _Active, error: str | None = None) -> RequestRecord:
     return RequestRecord(
-        request_id=one.request.request_id, attempt=0, item_index=one.request.item_index, replica=0, scheduled_ns=None,
-        sent_ns=one.sent_ns, first_token_ns=one.times_ns[0] if one.times_ns else None,
+        request_id=one.request.request_id, attempt=0, item_index=one.request.item_index, replica=0,
+        scheduled_ns=one.scheduled_ns, sent_ns=one.sent_ns, first_token_ns=one.times_ns[0] if one.times_ns else None,
         end_ns=one.times_ns[-1] if one.times_ns else one.sent_ns, chunk_ns=tuple(one.times_ns),
         chunk_tokens=(1,) * len(one.times_ns), input_tokens=len(one.request.prompt_token_ids), cached_tokens=0,
         output_tokens=len(one.tokens), status="ok" if error is None else "failed", error=error,

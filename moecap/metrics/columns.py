@@ -64,6 +64,8 @@ class Routing:
 class Requests:
     """Every request of the run that was served or failed, one element each."""
 
+    scheduled_ns: Ints
+    """-1: it had no time."""
     sent_ns: Ints
     first_token_ns: Ints
     """-1: none."""
@@ -74,6 +76,7 @@ class Requests:
     chunk_ns: Ints
     """One per (request, chunk), as `chunk_tokens` and `chunk_row`."""
     chunk_tokens: Ints
+    """-1: unknown."""
     chunk_row: Ints
 
     def __len__(self) -> int:
@@ -87,7 +90,7 @@ def column(table: pa.Table, name: str) -> Ints:
 
 
 def flat(lists: Any) -> tuple[Ints, Ints]:
-    """A list column -> its values one after the other, and the row that each comes from."""
+    """A list column -> its values one after the other, null as -1, and the row that each comes from."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
-    values: Ints = pc.list_flatten(lists).to_numpy().astype(np.int64)
+    values: Ints = pc.fill_null(pc.list_flatten(lists).cast(pa.int64()), -1).to_numpy()
     return values, np.repeat(np.arange(len(lengths)), lengths)

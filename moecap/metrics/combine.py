@@ -38,15 +38,15 @@ class Measured:
 
 
 def observe_run(run: RunView) -> list[Measured]:
-    """Every declared metric of the run's kind. A table that is empty makes its metrics missing, and says so."""
+    """Every declared metric of the run's kind. What a metric needs and the run lacks makes it missing, and says so."""
     kind = run.manifest.spec.point.kind
     found: list[Measured] = []
     for declaration in METRICS.values():
         if declaration.kind != kind:
             continue
-        absent = next((table for table in declaration.needs if run.is_empty(table)), None)
+        absent = next(filter(None, map(run.why_absent, declaration.needs)), None)
         if absent is not None:
-            observations: list[Observed] = [Observed(missing=f"the run recorded no {absent}")]
+            observations: list[Observed] = [Observed(missing=absent)]
         else:
             observations = list(declaration.observe(run))
         found += [Measured(declaration=declaration, observed=one) for one in observations]

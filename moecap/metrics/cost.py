@@ -155,9 +155,12 @@ def _usd_over(
 
 for _tokens, _of in (("output", output_tokens), ("total", total_tokens)):
     for _prefix, _hardware, _energy in (("", True, True), ("hardware_", True, False), ("energy_", False, True)):
-        metric(f"{_prefix}usd_per_million_{_tokens}_tokens", unit="USD", direction="lower", needs=("requests",))(
-            _per_million(_of, hardware=_hardware, energy=_energy)
-        )
+        metric(
+            f"{_prefix}usd_per_million_{_tokens}_tokens",
+            unit="USD",
+            direction="lower",
+            needs=("requests", "chunk_tokens"),
+        )(_per_million(_of, hardware=_hardware, energy=_energy))
 
 
 @metric("hardware_price_usd", unit="USD", direction="lower", needs=())
@@ -174,7 +177,7 @@ def hardware_price_usd(run: RunView) -> Iterator[Observed]:
         )
 
 
-@metric("moe_cap_usd_per_token", unit="USD", direction="lower", needs=("requests",))
+@metric("moe_cap_usd_per_token", unit="USD", direction="lower", needs=("requests", "chunk_tokens"))
 def moe_cap_usd_per_token(run: RunView) -> Iterator[Observed]:
     """MoE-CAP's C_token = (C_hardware + C_energy x price) / (T_token x R), for comparison with the paper alone.
 

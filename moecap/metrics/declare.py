@@ -65,7 +65,8 @@ class Declaration:
     unit: str
     direction: Direction
     needs: tuple[str, ...]
-    """Tables of a run that it reads; a run in which one of them is empty has no value, and says so."""
+    """Tables of a run that it reads, and `chunk_tokens` where it counts tokens by their own time; a run in which one of
+    them is empty, or unknown, has no value, and says so."""
     kind: Literal["performance", "accuracy"]
     """Points that it belongs to."""
     observe: Callable[[RunView], Iterator[Observed]]

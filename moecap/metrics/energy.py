@@ -141,7 +141,7 @@ def _names(components: Iterable[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
-@metric("energy_j_per_output_token", unit="J", direction="lower", needs=("requests",))
+@metric("energy_j_per_output_token", unit="J", direction="lower", needs=("requests", "chunk_tokens"))
 def energy_j_per_output_token(run: RunView) -> Iterator[Observed]:
     """Energy of the window / output tokens of the window."""
     yield _energy_over(run, output_tokens(run), NO_TOKENS)

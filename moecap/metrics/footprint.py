@@ -75,7 +75,10 @@ def expert_load_imbalance(run: RunView) -> Iterator[Observed]:
     )
 
 
-@metric("tier_bytes_per_output_token", unit="bytes", direction="lower", needs=("passes", "tiers", "requests"))
+@metric(
+    "tier_bytes_per_output_token", unit="bytes", direction="lower",
+    needs=("passes", "tiers", "requests", "chunk_tokens"),
+)  # fmt: skip
 def tier_bytes_per_output_token(run: RunView) -> Iterator[Observed]:
     """What passes read from a memory tier, per output token of the window."""
     for tier, bytes_read in run.tier_bytes().items():

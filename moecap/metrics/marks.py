@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from moecap.metrics.utilisation import OVERHEAD_SHARE
 from moecap.records import Metric
+from moecap.windows import LITTLE_LIMIT
 
 UTILISATIONS = ("s_mbu", "s_mbu_physical", "s_mfu", "s_mbu_tier")
-LITTLE_LIMIT = 0.05
-"""Largest deviation of the requests in flight, or of rate x time, from the concurrency that was asked."""
 
 
 def marks_of(

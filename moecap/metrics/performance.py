@@ -12,9 +12,9 @@ import numpy as np
 from moecap.metrics.columns import NO_PASSES, NS, Bools, Floats
 from moecap.metrics.declare import Observed, metric, pooled, ratio
 from moecap.metrics.view import RunView
+from moecap.windows import MIN_ROUNDS
 
 NO_REQUESTS = "no request was sent inside the window and followed to its end"
-CLIENT = {"observer": "engine boundary, in process"}
 
 
 def _mean_duration(phase: str) -> Callable[[RunView], Iterator[Observed]]:
@@ -43,13 +43,13 @@ def _followed(run: RunView) -> tuple[Floats, Floats, Floats, Floats]:
 @metric("ttft_s", unit="s", direction="lower", needs=("requests",))
 def ttft_s(run: RunView) -> Iterator[Observed]:
     """First token - sent."""
-    yield pooled(_followed(run)[0], why_empty=NO_REQUESTS, qualifiers=CLIENT, per_request=True)
+    yield pooled(_followed(run)[0], why_empty=NO_REQUESTS, qualifiers=run.observer, per_request=True)
 
 
 @metric("e2e_s", unit="s", direction="lower", needs=("requests",))
 def e2e_s(run: RunView) -> Iterator[Observed]:
     """Last token - sent."""
-    yield pooled(_followed(run)[1], why_empty=NO_REQUESTS, qualifiers=CLIENT, per_request=True)
+    yield pooled(_followed(run)[1], why_empty=NO_REQUESTS, qualifiers=run.observer, per_request=True)
 
 
 @metric("tpot_s", unit="s", direction="lower", needs=("requests",))
@@ -59,10 +59,10 @@ def tpot_s(run: RunView) -> Iterator[Observed]:
     several = tokens > 1
     samples = generating[several] / (tokens[several] - 1)
     why = "no request sent inside the window made two tokens"
-    yield pooled(samples, why_empty=why, qualifiers=CLIENT, per_request=True)
+    yield pooled(samples, why_empty=why, qualifiers=run.observer, per_request=True)
 
 
-@metric("itl_s", unit="s", direction="lower", needs=("requests",))
+@metric("itl_s", unit="s", direction="lower", needs=("requests", "chunk_tokens"))
 def itl_s(run: RunView) -> Iterator[Observed]:
     """Gaps between tokens; a chunk of m tokens counts as m gaps of 1/m of it."""
     requests = run.requests
@@ -70,7 +70,7 @@ def itl_s(run: RunView) -> Iterator[Observed]:
     same = (np.diff(requests.chunk_row) == 0) & counted[requests.chunk_row[1:]]
     tokens = requests.chunk_tokens[1:][same]
     gaps = np.repeat(np.diff(requests.chunk_ns)[same] * NS / np.maximum(tokens, 1), tokens)
-    yield pooled(gaps, why_empty="no request sent inside the window made two tokens", qualifiers=CLIENT)
+    yield pooled(gaps, why_empty="no request sent inside the window made two tokens", qualifiers=run.observer)
 
 
 # ------------------------------------------------------------------------------------------- throughput of the window
@@ -86,13 +86,13 @@ def _requests_inside(run: RunView) -> int:
     return len(np.unique(run.requests.chunk_row[run.inside(run.requests.chunk_ns)]))
 
 
-@metric("output_tokens_per_s", unit="tokens/s", direction="higher", needs=("requests",))
+@metric("output_tokens_per_s", unit="tokens/s", direction="higher", needs=("requests", "chunk_tokens"))
 def output_tokens_per_s(run: RunView) -> Iterator[Observed]:
     """Output tokens of the window, by their own time, over its length."""
     yield ratio(output_tokens(run), run.window_s, n=_requests_inside(run), why_zero="the window is empty")
 
 
-@metric("total_tokens_per_s", unit="tokens/s", direction="higher", needs=("requests",))
+@metric("total_tokens_per_s", unit="tokens/s", direction="higher", needs=("requests", "chunk_tokens"))
 def total_tokens_per_s(run: RunView) -> Iterator[Observed]:
     """The same with prompt tokens, each prompt at its first token."""
     yield ratio(total_tokens(run), run.window_s, n=_requests_inside(run), why_zero="the window is empty")
@@ -172,33 +172,40 @@ def concurrency_in_passes(run: RunView) -> Iterator[Observed]:
     yield ratio((run.passes.num_requests * time).sum(), time.sum(), n=len(run.passes), why_zero=NO_PASSES)
 
 
-MIN_ROUNDS = 20
-"""Completions per request in flight from which on rate x time is known: with fewer, the requests that the window's
-edges cut weigh more than the deviation that is looked for."""
-
-
 @metric("little_law_error", unit="share", direction="neither", needs=("requests",))
 def little_law_error(run: RunView) -> Iterator[Observed]:
-    """Closed loop: requests in flight, and completion rate x mean end-to-end time, each over the concurrency, - 1.
+    """Closed loop: requests in flight, and completion rate x mean end-to-end time, each over the concurrency, - 1. Open
+    loop: rate x time over the requests in flight, - 1.
 
-    J. D. C. Little (1961). The second form counts whole requests: it is missing in a window of few of them.
+    J. D. C. Little (1961). Rate x time counts whole requests: it is missing in a window of few of them.
     """
-    load = run.manifest.spec.point.load
-    asked = None if load is None else load.concurrency
-    if asked is None:
-        yield Observed(missing="the load has no concurrency")
+    load, by_rate = run.load, {"form": "rate x time"}
+    if load is None or not (load.is_open or load.concurrency):
+        yield Observed(missing="the load has neither a concurrency nor arrivals")
         return
-    possible = run.window_s * asked
+    in_flight = _request_seconds_in_flight(run)
+    expected = in_flight if load.is_open else run.window_s * (load.concurrency or 0)
     done = run.requests.ok & run.inside(run.requests.end_ns)
     count = int(done.sum())
-    yield ratio(
-        _request_seconds_in_flight(run) - possible, possible, n=count, why_zero="the window is empty",
-        qualifiers={"form": "in flight"},
-    )  # fmt: skip
-    form = {"form": "rate x time"}
-    if count < MIN_ROUNDS * asked:
-        why = f"{count} requests completed in the window, fewer than {MIN_ROUNDS} x the concurrency"
-        yield Observed(missing=why, qualifiers=form)
+    if not load.is_open:
+        yield ratio(
+            in_flight - expected, expected, n=count, why_zero="the window is empty", qualifiers={"form": "in flight"}
+        )
+    if count * run.window_s < MIN_ROUNDS * expected:
+        of = "mean in flight" if load.is_open else "concurrency"
+        yield Observed(
+            missing=f"{count} requests completed in the window, fewer than {MIN_ROUNDS} x the {of}", qualifiers=by_rate
+        )
         return
     seconds = float((run.requests.end_ns - run.requests.sent_ns)[done].sum() * NS)
-    yield ratio(seconds - possible, possible, n=count, why_zero="the window is empty", qualifiers=form)
+    yield ratio(seconds - expected, expected, n=count, why_zero="nothing was in flight", qualifiers=by_rate)
+
+
+@metric("send_delay_s", unit="s", direction="lower", needs=("requests",))
+def send_delay_s(run: RunView) -> Iterator[Observed]:
+    """Open loop: sent - scheduled, of the requests sent inside the window: a late client, or a cap on its requests."""
+    requests = run.requests
+    counted = run.sent_inside & (requests.scheduled_ns >= 0)
+    delays = (requests.sent_ns - requests.scheduled_ns)[counted] * NS
+    why = "no request sent inside the window had a time of its own"
+    yield pooled(delays, why_empty=why, qualifiers=run.observer, per_request=True)

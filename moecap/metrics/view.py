@@ -19,7 +19,7 @@ from moecap.metrics.needs import Needs, needs_of
 from moecap.metrics.work import PassWork, pass_work
 from moecap.prices import Prices
 from moecap.prices.node import Placed, placed_on
-from moecap.records import CostSpec, Manifest, Peaks, SloSpec
+from moecap.records import CostSpec, LoadSpec, Manifest, Peaks, SloSpec
 from moecap.store import RunData
 
 PeakSource = Literal["catalogue", "calibrated"]
@@ -53,10 +53,23 @@ class RunView:
         start_ns, end_ns = self.window_ns
         return (end_ns - start_ns) * NS
 
-    def is_empty(self, table: str) -> bool:
-        """Whether the run recorded nothing of the kind."""
-        found: pa.Table = getattr(self.run, table)
-        return len(found) == 0
+    def why_absent(self, need: str) -> str | None:
+        """Why the run doesn't have what a metric needs (a table, or `chunk_tokens`); None: it does."""
+        if need == "chunk_tokens":
+            return None if (self.requests.chunk_tokens >= 0).all() else "the server doesn't say what its chunks hold"
+        found: pa.Table = getattr(self.run, need)
+        return None if len(found) else f"the run recorded no {need}"
+
+    @property
+    def load(self) -> LoadSpec | None:
+        """The load that was measured."""
+        return self.manifest.spec.point.load
+
+    @property
+    def observer(self) -> dict[str, str]:
+        """Who took the times of requests, as a qualifier."""
+        over_http = self.manifest.client is not None
+        return {"observer": "client, over HTTP" if over_http else "engine boundary, in process"}
 
     @cached_property
     def passes(self) -> Passes:
@@ -152,9 +165,9 @@ class RunView:
         table = self.run.requests
         chunk_ns, chunk_row = flat(table["chunk_ns"])
         return Requests(
-            sent_ns=column(table, "sent_ns"), first_token_ns=column(table, "first_token_ns"),
-            end_ns=column(table, "end_ns"), input_tokens=column(table, "input_tokens"),
-            output_tokens=column(table, "output_tokens"),
+            scheduled_ns=column(table, "scheduled_ns"), sent_ns=column(table, "sent_ns"),
+            first_token_ns=column(table, "first_token_ns"), end_ns=column(table, "end_ns"),
+            input_tokens=column(table, "input_tokens"), output_tokens=column(table, "output_tokens"),
             ok=np.array(table["status"].to_pylist(), dtype=np.str_) == "ok",
             chunk_ns=chunk_ns, chunk_tokens=flat(table["chunk_tokens"])[0], chunk_row=chunk_row,
         )  # fmt: skip

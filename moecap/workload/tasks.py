@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from moecap.accuracy import check_tasks, load_task
-from moecap.workload.base import Encode, Workload
+from moecap.workload.base import Drawn, Encode, Workload
 
 
 class Tasks(Workload):
@@ -18,7 +18,9 @@ class Tasks(Workload):
     shots: int = Field(default=0, ge=0)
     """Solved items of the same task put before each prompt, to lengthen it."""
 
-    def prompts(self, count: int, seed: int, encode: Encode, vocab_size: int) -> list[tuple[int, ...]]:
+    output_tokens: int = Field(default=32, ge=1)
+
+    def draw(self, count: int, seed: int, encode: Encode, vocab_size: int) -> list[Drawn]:
         """Items drawn with replacement, tasks in turn."""
         draw = random.Random(f"tasks-{seed}")
         pools = [load_task(name) for name in self.tasks]
@@ -27,4 +29,4 @@ class Tasks(Workload):
             pool = pools[index % len(pools)]
             solved = "".join(f"{item.prompt}{item.target}\n" for item in draw.choices(pool, k=self.shots))
             texts.append(solved + draw.choice(pool).prompt)
-        return [tuple(encode(text)) for text in texts]
+        return [Drawn(prompt_token_ids=tuple(encode(text)), output_tokens=self.output_tokens) for text in texts]

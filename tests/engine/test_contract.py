@@ -156,7 +156,7 @@ def counts_of(routing: Sequence[RoutingRecord], layer: int) -> list[tuple[int, .
     return [one.counts for one in routing if one.layer == layer]
 
 
-@pytest.mark.parametrize("name", ["fake", "resident"])
+@pytest.mark.parametrize("name", ["resident"])
 def test_an_arrival_that_an_engine_does_not_serve_is_named(name: str) -> None:
     with started(system(**CASES[name])) as (engine, _), pytest.raises(ConfigError, match="arrival = 'poisson'"):
         engine.serve((), LoadSpec(arrival="poisson", rate_per_s=1.0), "counts")

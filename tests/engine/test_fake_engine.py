@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -80,6 +81,44 @@ def test_a_request_beyond_the_context_fails_at_its_index_and_alone() -> None:
     record = serve(started(), 5, 4096, 2)
     assert [one.status for one in record.requests] == ["ok", "failed", "ok"]
     assert record.requests[1].output_tokens == 0
+
+
+def serve_open(*arrivals_s: float, most: int | None = None, new: int = 3) -> ServeRecord:
+    """Passes of one second on the engine's own clock."""
+    engine = started(pass_s=1.0, clock="simulated")
+    plain = requests(*(4,) * len(arrivals_s), new=new)
+    came = [replace(one, arrival_s=at) for one, at in zip(plain, arrivals_s, strict=True)]
+    return engine.serve(came, LoadSpec(arrival="poisson", rate_per_s=1.0, max_concurrency=most), "counts")
+
+
+def seconds(record: ServeRecord, *times_ns: int | None) -> list[float]:
+    """Since the first request was scheduled, which is when the first pass began."""
+    return [(time_ns - record.passes[0].started_ns) / 1e9 for time_ns in times_ns if time_ns is not None]
+
+
+def test_requests_of_an_open_loop_are_sent_when_they_arrive_and_join_at_the_next_pass() -> None:
+    """By hand: the first prefills from 0 to 1; the second, come at 0.5, from 1 to 2; both decode until 4; then nothing
+    until the third comes at 9."""
+    record = serve_open(0.0, 0.5, 9.0)
+    assert [seconds(record, one.scheduled_ns, one.sent_ns, *one.chunk_ns) for one in record.requests] == [
+        [0.0, 0.0, 1.0, 3.0, 4.0], [0.5, 0.5, 2.0, 3.0, 4.0], [9.0, 9.0, 10.0, 11.0, 12.0],
+    ]  # fmt: skip
+    assert [one.num_requests for one in record.passes] == [1, 1, 2, 2, 1, 1, 1]
+    assert seconds(record, *(one.started_ns for one in record.passes)) == [0, 1, 2, 3, 9, 10, 11]
+
+
+def test_a_capped_open_loop_keeps_requests_back_until_one_ends() -> None:
+    """By hand: one at a time takes 3 s each; the second came at 1, the third while nothing was in flight."""
+    record = serve_open(0.0, 1.0, 8.0, most=1)
+    assert [seconds(record, one.scheduled_ns, one.sent_ns, one.end_ns) for one in record.requests] == [
+        [0.0, 0.0, 3.0], [1.0, 3.0, 6.0], [8.0, 8.0, 11.0],
+    ]  # fmt: skip
+
+
+def test_passes_take_longer_with_more_requests_as_told() -> None:
+    engine = started(pass_s=0.1, pass_s_per_request=0.02, clock="simulated")
+    record = serve(engine, 5, 7, 2, concurrency=3)
+    assert {one.duration_ns for one in record.passes} == {160_000_000}
 
 
 def test_it_fails_as_told() -> None:

@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hand_made import HELD, PEAKS, a_run, host, one_pass, request, routed, view
+from hand_made import HELD, PEAKS, a_run, host, one_pass, performance_point, request, routed, view
 
+from moecap.metrics.combine import observe_run
 from moecap.metrics.declare import METRICS, Observed
 from moecap.metrics.reduce import AXES
 from moecap.metrics.view import RunView
-from moecap.records import Peaks, Phase, SloSpec, TierRecord
+from moecap.records import LoadSpec, Peaks, Phase, SloSpec, TierRecord
 
 assert AXES  # their import declares the metrics
 
@@ -187,6 +188,40 @@ def test_littles_law_by_rate_and_time() -> None:
     for one, expected in ((in_flight, 0.0), (by_rate, -0.5 / 44.5)):
         assert one.numerator is not None and one.denominator is not None
         assert one.numerator / one.denominator == pytest.approx(expected, abs=1e-9)
+
+
+def test_littles_law_of_an_open_loop_holds_rate_and_time_against_what_was_in_flight() -> None:
+    """One request of 1 s after the other, and one in four fails: 1 in flight in (2, 42], 30 succeed in 40 s."""
+    point = replace(performance_point(), load=LoadSpec(arrival="poisson", rate_per_s=1.0))
+    requests = tuple(
+        request(i, i, (i + 0.4, i + 1.0), status="ok" if i % 4 else "failed", end_ns=(i + 1) * 10**9) for i in range(60)
+    )
+    (by_rate,) = METRICS["little_law_error"].observe(view(a_run(point=point, window_s=(2, 42), requests=requests)))
+    assert by_rate.numerator is not None and by_rate.denominator is not None
+    assert by_rate.numerator / by_rate.denominator == pytest.approx(30 / 40 - 1)
+    (few,) = METRICS["little_law_error"].observe(view(a_run(point=point, window_s=(2, 22), requests=requests)))
+    assert few.missing == "15 requests completed in the window, fewer than 20 x the mean in flight"
+
+
+def test_requests_that_left_late_say_how_late() -> None:
+    """Of those sent inside [1.5, 10]; the second was sent before it."""
+    late = (1.9, 0.9, 7.0)
+    requests = tuple(
+        replace(one, scheduled_ns=round(at * 1e9)) for one, at in zip(REQUESTS[:3], late, strict=True)
+    )  # fmt: skip
+    run = view(a_run(window_s=STEADY, requests=requests))
+    assert seen("send_delay_s", run).samples == pytest.approx([0.1, 1.0])
+    assert seen("send_delay_s", served()).missing == "no request sent inside the window had a time of its own"
+
+
+def test_chunks_that_hold_nobody_knows_how_many_tokens_leave_what_counts_them_unknown() -> None:
+    """The server told totals: latencies stand, the tokens of the window don't."""
+    silent = replace(REQUESTS[0], chunk_tokens=(None, None, None))
+    told = {one.declaration.name: one.observed for one in observe_run(view(a_run(requests=(silent,))))}
+    assert told["ttft_s"].samples == pytest.approx([0.5])
+    assert told["tpot_s"].samples == pytest.approx([0.75])
+    for name in ("itl_s", "output_tokens_per_s", "usd_per_million_output_tokens", "energy_j_per_output_token"):
+        assert told[name].missing == "the server doesn't say what its chunks hold", name
 
 
 def test_slo_and_goodput() -> None:
