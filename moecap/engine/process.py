@@ -93,7 +93,8 @@ def _lead(log: str, command: Sequence[str]) -> int:
 
 
 def _end_when_told(program: subprocess.Popen[bytes]) -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):
+        pass
     program.terminate()
     try:
         program.wait(timeout=GRACE_S)
@@ -123,4 +124,4 @@ def _others() -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(_lead(sys.argv[1], sys.argv[2:]))
+    os._exit(_lead(sys.argv[1], sys.argv[2:]) & 0xFF)  # not waiting for the thread that listens

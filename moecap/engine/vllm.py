@@ -194,9 +194,8 @@ def flags_of(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _serve_command(arguments: Mapping[str, Any]) -> list[str]:
-    rest = {key: value for key, value in arguments.items() if key != "model"}
-    serve = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", arguments["model"]]
-    return [*serve, *flags_of(rest), "--no-enable-log-requests", "--disable-uvicorn-access-log"]
+    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    return [*serve, *flags_of(arguments), "--no-enable-log-requests", "--disable-uvicorn-access-log"]
 
 
 def _check(system: SystemSpec) -> None:

@@ -55,7 +55,8 @@ def held_weights(workers: Sequence[Mapping[str, Any]], shape: ModelShape) -> Hel
     default = PLAIN[settings["dtype"]]
     widths = {kind: _width(found.get(kind, ()), count, default) for kind, count in params.items()}
     weight_bytes = {kind: round(widths[kind] * count) for kind, count in params.items()}
-    shares = {kind: _host_share(found.get(kind, ())) for kind in params}
+    on_host = settings["device"] == "cpu"
+    shares = {kind: 0.0 if on_host else _host_share(found.get(kind, ())) for kind in params}
     if "lm_head" not in widths and "embedding" in widths:  # tied
         widths["lm_head"] = widths["embedding"]
     return HeldWeights(
@@ -76,7 +77,7 @@ def _width(parameters: Iterable[Mapping[str, Any]], params: int, default: int) -
     if not held:
         return default  # repacked out of sight
     if all(one["dtype"] in PLAIN for one in held):
-        return sum(one["bytes"] for one in held) / sum(one["numel"] for one in held)
+        return float(sum(one["bytes"] for one in held) / sum(one["numel"] for one in held))
     return float(sum(one["bytes"] for one in held) / params)
 
 

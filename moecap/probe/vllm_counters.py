@@ -130,9 +130,9 @@ class DeviceCounter(Counter):
         from moecap.probe.vllm_kernels import count_experts  # needs Triton  # noqa: PLC0415
 
         self._kernel = count_experts
-        steps, pinned = BLOCKS * BLOCK_STEPS, {"pin_memory": True}
+        steps = BLOCKS * BLOCK_STEPS
         self._cell = torch.tensor([NO_SLOT, 0, NO_SLOT], dtype=torch.int64, device=device)
-        self._cells = torch.zeros(CELLS, 3, dtype=torch.int64, **pinned)  # type: ignore[arg-type]
+        self._cells = torch.zeros(CELLS, 3, dtype=torch.int64, pin_memory=True)
         self._written_cells = self._cells.numpy()
         self._counts = torch.zeros(steps, num_layers, 2, num_experts, dtype=torch.int32, device=device)
         self._rows = torch.zeros(steps, dtype=torch.int32, device=device)
@@ -140,11 +140,11 @@ class DeviceCounter(Counter):
         self._tokens = torch.zeros(BLOCKS * max_rows, num_layers, top_k, dtype=torch.int16, device=device)
         self._tables = torch.zeros(TABLES, num_layers, dtype=torch.int64, device=device)
         self._eager_tables = torch.zeros(CELLS, num_layers, dtype=torch.int64, device=device)
-        self._staged_tables = torch.zeros(CELLS, num_layers, dtype=torch.int64, **pinned)  # type: ignore[arg-type]
+        self._staged_tables = torch.zeros(CELLS, num_layers, dtype=torch.int64, pin_memory=True)
         self._captured: list[list[torch.Tensor]] = []
         """Ids of every captured graph: alive, so that their addresses stay theirs."""
         self._addressed = 0
-        self._copies = torch.cuda.Stream(device)
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._leaving: list[_Leaving | None] = [None] * BLOCKS
         self._announced = self._eager = self._closed = 0
         self._is_counting = False
@@ -243,7 +243,7 @@ class DeviceCounter(Counter):
             )
             self._counts[first:last].zero_()
             self._rows[first:last].zero_()
-            left = torch.cuda.Event()
+            left = torch.cuda.Event()  # type: ignore[no-untyped-call]
             left.record()
             self._leaving[block].left = left  # type: ignore[union-attr]
         self._closed += 1

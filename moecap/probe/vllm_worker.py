@@ -51,7 +51,7 @@ class _CudaClock(_Clock):
     """By events. Each is read against the one before it: the time between two is exact, however far the first is."""
 
     def mark(self) -> Any:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
