@@ -1,6 +1,6 @@
 """What else kept this machine's CPUs busy for a while: what is measured beside other work is too slow.
 
-It judges nothing. Processes that the caller started and didn't wait for count as others.
+It judges nothing. Processes that this one started, and those that they started, are no others: an engine may be many.
 """
 
 from __future__ import annotations
@@ -43,6 +43,24 @@ class OtherLoad:
     @staticmethod
     def _read() -> tuple[float, float, float]:
         """Wall seconds; CPU seconds of other processes; CPU seconds that a hypervisor gave to other machines."""
-        host, mine = psutil.cpu_times(), psutil.Process().cpu_times()
-        busy_s = sum(getattr(host, kind, 0.0) for kind in BUSY) - mine.user - mine.system
+        host = psutil.cpu_times()
+        busy_s = sum(getattr(host, kind, 0.0) for kind in BUSY) - family_cpu_s()
         return time.monotonic(), busy_s, getattr(host, "steal", 0.0)
+
+
+def family_cpu_s() -> float:
+    """CPU seconds of this process and all its descendants, those that have ended and were waited for included.
+
+    Descendants are read before their ancestors: one that ends meanwhile is found in what its parent waited for.
+    """
+    me = psutil.Process()
+    return sum(map(_cpu_s, (*reversed(me.children(recursive=True)), me)))
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0  # it ended since the family was looked up
+    waited_s = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return float(times.user + times.system + waited_s)
