@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.exceptions import RayError
 import moecap
 from cluster.enginelog import output_files, read_log
 from cluster.messages import RunSummary
+from moecap.engine.process import processes_of
 from moecap.errors import CalibrationError, ClusterError, EngineError
 from moecap.hardware.calibrate import calibrate_cpu
 from moecap.hardware.detect import detect_node
@@ -178,6 +180,16 @@ def _peaks(node: NodeInfo, placement: Placement, calibrated: Peaks | None) -> tu
 
 
 def _end_group(group_id: int) -> None:
+    _end_members(group_id)
+    started = processes_of(group_id)  # programs of its own groups, which end once the process that started them has
+    _, left = psutil.wait_procs(started, timeout=PROCESS_EXIT_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=PROCESS_EXIT_S)
+
+
+def _end_members(group_id: int) -> None:
     members = [process for process in psutil.process_iter() if _group_of(process.pid) == group_id]
     psutil.wait_procs([process for process in members if process.pid == group_id], timeout=RUNNER_EXIT_S)
     try:

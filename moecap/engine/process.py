@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 OWNER = "MOECAP_ENGINE_OWNER"
 """Environment variable of every process of the group: id of the process group that started it."""
 GRACE_S = 10.0
@@ -72,6 +74,16 @@ class ProcessGroup:
             self._process.wait()
 
 
+def processes_of(group_id: int) -> list[psutil.Process]:
+    """All that lives of what a process group started through here, whatever groups it is in itself."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(OWNER) == str(group_id):
+                found.append(process)
+    return found
+
+
 def cause_of(text: str) -> str:
     """The last error that a log names; the last line when it names none."""
     found = [one for one in CAUSE.findall(text) if not any(wrapping in one for wrapping in WRAPPING)]
@@ -113,12 +125,11 @@ def _end_others() -> None:
 
 
 def _others() -> list[int]:
-    import psutil  # noqa: PLC0415
-
     group, found = os.getpgrp(), []
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.Error):
-            if process.pid != os.getpid() and os.getpgid(process.pid) == group and process.status() != "zombie":
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.pid != os.getpid() and os.getpgid(process.pid) == group:
                 found.append(process.pid)
     return found
 

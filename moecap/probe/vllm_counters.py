@@ -12,8 +12,8 @@ is written before the step, in stream order. Counts leave the device in blocks o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +47,9 @@ class Counter(ABC):
             raise ValueError(f"MoE layer number {position} chose {ids.shape[-1]} experts per token, not {self.top_k}")
         self._ids[position] = ids
         if position == self.num_layers - 1:
-            self._count([one for one in self._ids if one is not None])
-            self._ids = [None] * self.num_layers
+            seen, self._ids = [one for one in self._ids if one is not None], [None] * self.num_layers
+            if len(seen) == self.num_layers:  # else the step keeps its 0 rows, which its reader notices
+                self._count(seen)
 
     @abstractmethod
     def start(self, *, keep_tokens: bool) -> None:
@@ -69,46 +70,51 @@ class Counter(ABC):
     @abstractmethod
     def _count(self, ids: list[torch.Tensor]) -> None: ...
 
+    def _nothing(self, steps: int = 0) -> Counted:
+        """Steps that reached no router."""
+        size = (steps, self.num_layers, self.num_experts)
+        return Counted(
+            rows=np.zeros(steps, np.int32), counts=np.zeros(size, np.int32), padding=np.zeros(size, np.bool_),
+            token_ids=np.zeros((0, self.num_layers, self.top_k), np.int16),
+        )  # fmt: skip
+
 
 class HostCounter(Counter):
     """On CPUs: ids are counted at once."""
 
+    _real = -1
+    """Real tokens of the step that was announced; negative: none was."""
+
     def start(self, *, keep_tokens: bool) -> None:
         """See Counter."""
         self._keep_tokens, self._real = keep_tokens, -1
-        self._steps: list[tuple[int, NDArray[np.int32], NDArray[np.bool_], NDArray[np.int16] | None]] = []
+        self._steps: list[Counted] = []
 
     def begin_step(self, real_tokens: int) -> None:
         """See Counter."""
         self._real = real_tokens
-        empty = (self.num_layers, self.num_experts)
-        self._steps.append((0, np.zeros(empty, np.int32), np.zeros(empty, np.bool_), None))
+        self._steps.append(self._nothing(steps=1))
 
     def skip_step(self) -> None:
         """See Counter."""
         self._real = -1
 
     def _count(self, ids: list[torch.Tensor]) -> None:
-        if getattr(self, "_real", -1) < 0:
-            return  # not counting, or a step that nobody announced
+        if self._real < 0:
+            return
         real, layers = self._real, [one.numpy() for one in ids]
         counts = np.stack([np.bincount(one[:real].ravel(), minlength=self.num_experts) for one in layers])
         padding = np.stack([np.bincount(one[real:].ravel(), minlength=self.num_experts) > 0 for one in layers])
-        kept = np.stack([one[:real] for one in layers], axis=1).astype(np.int16) if self._keep_tokens else None
-        self._steps[-1] = (len(layers[0]), counts.astype(np.int32), padding, kept)
+        self._steps[-1] = Counted(
+            rows=np.array([len(layers[0])], np.int32), counts=counts[None].astype(np.int32), padding=padding[None],
+            token_ids=np.stack([one[:real] for one in layers], axis=1).astype(np.int16),
+        )  # fmt: skip
         self._real = -1
 
     def stop(self) -> Counted:
         """See Counter."""
-        shape = (0, self.num_layers, self.num_experts)
         steps, self._steps, self._real = self._steps, [], -1
-        kept = [one[3] for one in steps if one[3] is not None]
-        return Counted(
-            rows=np.array([one[0] for one in steps], np.int32),
-            counts=np.stack([one[1] for one in steps]) if steps else np.zeros(shape, np.int32),
-            padding=np.stack([one[2] for one in steps]) if steps else np.zeros(shape, np.bool_),
-            token_ids=np.concatenate(kept) if kept else None,
-        )
+        return _joined([self._nothing(), *steps], keep_tokens=self._keep_tokens)
 
 
 NO_SLOT = -1
@@ -145,15 +151,18 @@ class DeviceCounter(Counter):
         """Ids of every captured graph: alive, so that their addresses stay theirs."""
         self._addressed = 0
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._leaving: list[_Leaving | None] = [None] * BLOCKS
-        self._announced = self._eager = self._closed = 0
+        self._host = [
+            _HostBlock(num_layers=num_layers, num_experts=num_experts, top_k=top_k, max_tokens=max_rows)
+            for _ in range(BLOCKS)
+        ]
+        self._announced = self._eager = 0
         self._is_counting = False
 
     def start(self, *, keep_tokens: bool) -> None:
         """See Counter."""
         self._keep_tokens, self._is_counting = keep_tokens, True
         self._slot = self._token = self._block = 0
-        self._gone: list[_Block] = []
+        self._gone: list[Counted] = [self._nothing()]
         self._counts.zero_()
         self._rows.zero_()
 
@@ -179,16 +188,9 @@ class DeviceCounter(Counter):
             self._close_block()
         self._announce(NO_SLOT, 0, NO_SLOT)
         for block in range(BLOCKS):
-            self._collect(block)
+            self._collect((self._block + block) % BLOCKS)
         self._is_counting = False
-        gone, self._gone = sorted(self._gone, key=lambda one: one.number), []
-        shape = (0, self.num_layers, self.num_experts)
-        return Counted(
-            rows=np.concatenate([np.zeros(0, np.int32), *(one.rows for one in gone)]),
-            counts=np.concatenate([np.zeros(shape, np.int32), *(one.counts for one in gone)]),
-            padding=np.concatenate([np.zeros(shape, np.bool_), *(one.padding for one in gone)]),
-            token_ids=np.concatenate([one.tokens for one in gone]) if self._keep_tokens and gone else None,
-        )
+        return _joined(self._gone, keep_tokens=self._keep_tokens)
 
     def _announce(self, slot: int, real_tokens: int, token: int) -> None:
         row = self._announced % CELLS
@@ -229,67 +231,59 @@ class DeviceCounter(Counter):
 
     def _close_block(self) -> None:
         """Start to copy the block out, and go on with the other."""
-        block, self._block = self._block, (self._block + 1) % BLOCKS
-        first, last = block * BLOCK_STEPS, block * BLOCK_STEPS + self._slot
-        base = block * self._block_tokens
+        block, steps, tokens = self._block, self._slot, self._token if self._keep_tokens else 0
+        first, base = block * BLOCK_STEPS, block * self._block_tokens
+        host = self._host[block]
         self._copies.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._copies):
-            self._leaving[block] = _Leaving(
-                number=self._closed,
-                rows=_to_host(self._rows[first:last]),
-                counts=_to_host(self._counts[first:last, :, 0]),
-                padding=_to_host(self._counts[first:last, :, 1] > 0),
-                tokens=_to_host(self._tokens[base : base + self._token]) if self._keep_tokens else None,
-            )
-            self._counts[first:last].zero_()
-            self._rows[first:last].zero_()
-            left = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            left.record()
-            self._leaving[block].left = left  # type: ignore[union-attr]
-        self._closed += 1
-        self._slot = self._token = 0
+            counts = self._counts[first : first + steps]
+            host.rows[:steps].copy_(self._rows[first : first + steps], non_blocking=True)
+            host.counts[:steps].copy_(counts[:, :, 0].contiguous(), non_blocking=True)
+            host.padding[:steps].copy_(counts[:, :, 1] > 0, non_blocking=True)
+            host.tokens[:tokens].copy_(self._tokens[base : base + tokens], non_blocking=True)
+            counts.zero_()
+            self._rows[first : first + steps].zero_()
+            host.left.record(self._copies)
+        host.steps, host.num_tokens = steps, tokens
+        self._block, self._slot, self._token = (block + 1) % BLOCKS, 0, 0
         self._collect(self._block)
 
     def _collect(self, block: int) -> None:
-        """Take over what was copied out of a block that is filled again now, or never; it left long ago."""
-        leaving = self._leaving[block]
-        if leaving is None:
+        """Take over what was copied out of a block before it is filled again; that copy ended long ago."""
+        host = self._host[block]
+        if not host.steps:
             return
-        leaving.left.synchronize()
-        torch.cuda.current_stream().wait_event(leaving.left)
-        self._leaving[block] = None
-        self._gone.append(
-            _Block(
-                number=leaving.number, rows=leaving.rows.numpy().copy(), counts=leaving.counts.numpy().copy(),
-                padding=leaving.padding.numpy().copy(),
-                tokens=None if leaving.tokens is None else leaving.tokens.numpy().copy(),
-            )
+        host.left.synchronize()
+        self._gone.append(host.taken())
+        host.steps = 0
+
+
+class _HostBlock:
+    """Pinned memory that a block is copied to; all there once `left` has happened."""
+
+    def __init__(self, *, num_layers: int, num_experts: int, top_k: int, max_tokens: int) -> None:
+        size = (BLOCK_STEPS, num_layers, num_experts)
+        self.rows = torch.zeros(BLOCK_STEPS, dtype=torch.int32, pin_memory=True)
+        self.counts = torch.zeros(size, dtype=torch.int32, pin_memory=True)
+        self.padding = torch.zeros(size, dtype=torch.bool, pin_memory=True)
+        self.tokens = torch.zeros(max_tokens, num_layers, top_k, dtype=torch.int16, pin_memory=True)
+        self.left = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.steps = self.num_tokens = 0
+
+    def taken(self) -> Counted:
+        """A copy of it."""
+        return Counted(
+            rows=self.rows[: self.steps].numpy().copy(), counts=self.counts[: self.steps].numpy().copy(),
+            padding=self.padding[: self.steps].numpy().copy(),
+            token_ids=self.tokens[: self.num_tokens].numpy().copy(),
         )  # fmt: skip
 
 
-@dataclass(kw_only=True, slots=True)
-class _Leaving:
-    """Pinned copies of a block, there once `left` has happened."""
-
-    number: int
-    rows: torch.Tensor
-    counts: torch.Tensor
-    padding: torch.Tensor
-    tokens: torch.Tensor | None
-    left: Any = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Block:
-    number: int
-    rows: NDArray[np.int32]
-    counts: NDArray[np.int32]
-    padding: NDArray[np.bool_]
-    tokens: Any
-
-
-def _to_host(values: torch.Tensor) -> torch.Tensor:
-    values = values.contiguous()
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    return host
+def _joined(parts: Sequence[Counted], *, keep_tokens: bool) -> Counted:
+    return Counted(
+        rows=np.concatenate([one.rows for one in parts]), counts=np.concatenate([one.counts for one in parts]),
+        padding=np.concatenate([one.padding for one in parts]),
+        token_ids=np.concatenate([one.token_ids for one in parts if one.token_ids is not None])
+        if keep_tokens
+        else None,
+    )  # fmt: skip

@@ -1,0 +1,64 @@
+"""Tiny MoE models with saved weights in float32, and what transformers says of them. Nothing is asserted here."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen2MoeConfig, Qwen3MoeConfig
+
+from moecap.engine.transformers import TransformersEngine
+from moecap.records import LoadSpec, ModelSpec, Placement, Request, ServeRecord, SystemSpec
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 256, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+EXPERTS: dict[str, Any] = {"num_experts": 16, "num_experts_per_tok": 4}
+CONFIGS: dict[str, Any] = {
+    "qwen3_moe": Qwen3MoeConfig(**COMMON, **EXPERTS, head_dim=32, moe_intermediate_size=64),
+    "qwen2_moe": Qwen2MoeConfig(
+        **COMMON, **EXPERTS, moe_intermediate_size=64, shared_expert_intermediate_size=96, decoder_sparse_step=2
+    ),
+    "mixtral": MixtralConfig(**COMMON, num_local_experts=8, num_experts_per_tok=2, sliding_window=None),
+    "olmoe": OlmoeConfig(**{**COMMON, "num_key_value_heads": 4}, **EXPERTS),
+}
+PROMPT_LENGTHS = (5, 40, 17, 9, 28)
+
+
+def save(family: str, folder: Path) -> Path:
+    """Weights large enough that greedy answers vary."""
+    torch.manual_seed(0)
+    net = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.09)
+    net.save_pretrained(folder)
+    return folder
+
+
+@cache
+def requests() -> tuple[Request, ...]:
+    draw = random.Random(0)
+    return tuple(
+        Request(
+            request_id=f"r{index}", item_index=index, max_new_tokens=6 + index,
+            prompt_token_ids=tuple(draw.randrange(3, 256) for _ in range(length)),
+        )
+        for index, length in enumerate(PROMPT_LENGTHS)
+    )  # fmt: skip
+
+
+def by_transformers(folder: Path, monkeypatched_tokenizer: Any) -> ServeRecord:
+    """One request at a time, every token's experts kept."""
+    engine = TransformersEngine()
+    spec = SystemSpec(name="t", engine="transformers", node="cpu", dtype="float32")
+    engine.start(ModelSpec(name=str(folder)), spec, Placement(node_id="n", hostname="h", kind="cpu", num_cpus=2))
+    try:
+        return engine.serve(requests(), LoadSpec(concurrency=1), "tokens")
+    finally:
+        engine.stop()
