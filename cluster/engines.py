@@ -35,6 +35,8 @@ from moecap.errors import ClusterError, StoreError
 from moecap.records import Placement, RunSpec, StudyPlan
 from moecap.store import Store
 
+SEARCH_DEADLINES = 4
+"""A run that searches for its load may take so many of the study's deadlines: its trials and the run itself."""
 START_GRACE_S = 90.0
 """On top of the study's deadline for an engine start: a new process, its imports and the node's calibration."""
 NO_PROCESS = "Ray started no process for the engine: others may hold the node's CPUs or devices"
@@ -65,6 +67,8 @@ class _Awaited:
     deadline_s: float
     """`time.monotonic()` at which it is overdue."""
     run: RunKey | None = None
+    stated_s: float | None = None
+    """What people are told that it had; None: the study's deadline."""
 
 
 class Engines:
@@ -104,7 +108,9 @@ class Engines:
         """Attempt number `attempt` at a run. Answered by RunStored, RunFailed, WorkerLost or Hung."""
         spec = RunSpec(point=self._points[command.run.point_id], repeat=command.run.repeat)
         ref = self._engines[command.engine_id].runner.run.remote(spec, command.cooldown_s, attempt)
-        self._await(ref, command.engine_id, "run", self._deadline_s + command.cooldown_s, command.run)
+        searches = spec.point.load is not None and spec.point.load.search is not None
+        allowed_s = self._deadline_s * (SEARCH_DEADLINES if searches else 1)
+        self._await(ref, command.engine_id, "run", allowed_s + command.cooldown_s, run=command.run, stated_s=allowed_s)
 
     def stop(self, command: StopEngine) -> None:
         """Answered by EngineStopped, whatever happens."""
@@ -143,10 +149,14 @@ class Engines:
         engine_id: int,
         action: Literal["start", "run", "close", "kill"],
         seconds: float,
+        *,
         run: RunKey | None = None,
+        stated_s: float | None = None,
     ) -> None:
         deadline_s = time.monotonic() + seconds
-        self._awaited[ref] = _Awaited(engine_id=engine_id, action=action, deadline_s=deadline_s, run=run)
+        self._awaited[ref] = _Awaited(
+            engine_id=engine_id, action=action, deadline_s=deadline_s, run=run, stated_s=stated_s
+        )
 
     def _answered(self, ref: Any, one: _Awaited) -> Iterator[Event]:
         match one.action:
@@ -167,7 +177,8 @@ class Engines:
                     yield WorkerLost(engine_id=one.engine_id, error=NO_PROCESS)
                 case "start" | "run":
                     what = "engine start" if one.action == "start" else "run"
-                    yield Hung(engine_id=one.engine_id, error=f"{what} passed its deadline of {self._deadline_s:g} s")
+                    had_s = one.stated_s or self._deadline_s
+                    yield Hung(engine_id=one.engine_id, error=f"{what} passed its deadline of {had_s:g} s")
                 case _:
                     yield from self._answered(ref, one)
 

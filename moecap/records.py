@@ -133,16 +133,19 @@ class SearchSpec:
     resolution: float = 0.1
     """It ends when the smallest load that failed is at most this share above the largest that passed."""
     trial_requests: int = 4
-    """Requests of a trial per request in flight; with a rate: per request per second, that is seconds of arrivals."""
+    """Closed loop: requests of a trial per request in flight."""
+    trial_s: float = 20.0
+    """Open loop: seconds of arrivals of a trial."""
     trial_min_requests: int = 16
+    """Of any trial."""
 
     def __post_init__(self) -> None:
         if self.slo.ttft_s is None and self.slo.tpot_s is None and self.slo.e2e_s is None:
             raise ValueError("a search needs an SLO with a limit: ttft_s, tpot_s or e2e_s")
         if not 0 < self.start <= self.largest or not 0 < self.resolution <= 1:
             raise ValueError(f"a search needs 0 < start <= largest and 0 < resolution <= 1; got {self}")
-        if self.trial_requests < 3 or self.trial_min_requests < 3:
-            raise ValueError(f"a trial needs at least 3 requests; got {self}")
+        if self.trial_requests < 3 or self.trial_min_requests < 3 or self.trial_s <= 0:
+            raise ValueError(f"a trial needs at least 3 requests, per request in flight too; got {self}")
 
 
 LOAD_FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -674,6 +677,39 @@ class SampleRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SearchTrial:
+    """One load that was tried while searching for the largest that meets an SLO."""
+
+    load: float
+    """Requests in flight, or per second."""
+    met: bool
+    margin: float
+    """Smallest share of a limit that was left, at the SLO's own percentile; below 0: exceeded, or nothing was seen."""
+    requests: int
+    """Sent inside its window."""
+    slo_share: float
+    """Of these, how many were within every limit."""
+    ttft_s: float | None
+    """At the percentile that is the SLO's share; null: nothing was seen."""
+    tpot_s: float | None
+    e2e_s: float | None
+    reason: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchRecord:
+    """How the load of a run was found."""
+
+    trials: tuple[SearchTrial, ...]
+    """In the order in which they were run; the last ones may be whole measurements that didn't hold."""
+    found: float | None
+    """The largest load that met the SLO; None: none did."""
+    load: LoadSpec
+    """What was measured: the found load, else the smallest that was tried."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
     """A stretch of a run."""
 
@@ -725,6 +761,8 @@ class Manifest:
     """Telemetry: asked period, samples taken, late samples, CPU seconds used."""
     client: ClientRecord | None = None
     """Of a server's client; None in process."""
+    search: SearchRecord | None = None
+    """How its load was found; None: the study said it."""
     tables: Mapping[str, int] = field(default_factory=dict)
     """Table -> its rows; the store fills it in. Empty: written before tables were counted."""
 

@@ -5,6 +5,7 @@ A `Session` is one warm engine; every run of the points that share it goes throu
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import time
@@ -34,6 +35,7 @@ from moecap.records import (
     RoutingRecord,
     RunSpec,
     SampleRecord,
+    SearchRecord,
     ServeRecord,
     SystemSpec,
     TierRecord,
@@ -43,6 +45,7 @@ from moecap.registry import resolve
 from moecap.schema import HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, table_of
 from moecap.store import RunData
 from moecap.telemetry.base import Telemetry
+from moecap.trials import LoadFinder
 from moecap.windows import load_check, slow_client, steady_window
 from moecap.workload import WORKLOADS
 from moecap.workload.arrivals import with_arrivals
@@ -82,6 +85,7 @@ class _Measured:
     samples: tuple[SampleRecord, ...] = ()
     no_window: str = ""
     """Why there is no window."""
+    search: SearchRecord | None = None
     load_held: str | None = None
     """What was wrong with the load; None: nothing can be said."""
 
@@ -95,6 +99,7 @@ class Session:
     ) -> None:  # fmt: skip
         self._engine, self._facts, self._model = engine, facts, model
         self._placement, self._node, self._peaks = placement, node, peaks
+        self._finders: dict[str, LoadFinder] = {}
 
     @classmethod
     def open(
@@ -111,26 +116,57 @@ class Session:
         What was recorded without a steady window is handed over too: without windows, STEADY_WINDOW among its failed
         checks. What the engine raises is raised, whatever stopping the telemetry raises after it.
         """
-        point = spec.point
-        if point.kind == "performance":
+        if spec.point.kind == "performance":
             self._warm_up(spec)
+        while True:
+            load, finder = self._load_of(spec)
+            measured, sampled, others = self._watched(spec, load, telemetry)
+            search = finder.settle(measured.serve.requests, *(measured.windows or (None,))) if finder else None
+            if finder is None or search is not None:
+                return self._hand_over(spec, study, replace(measured, search=search), sampled, others)
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._engine.stop()
+
+    # -- the load
+
+    def _load_of(self, spec: RunSpec) -> tuple[LoadSpec | None, LoadFinder | None]:
+        """What to measure under; found by trials, once for all repeats, where the study asks for that."""
+        load = spec.point.load
+        if load is None or load.search is None:
+            return load, None
+        finder = self._finders.setdefault(spec.point.point_id, self._finder(spec, load))
+        return finder.find().load, finder
+
+    def _finder(self, spec: RunSpec, load: LoadSpec) -> LoadFinder:
+        assert spec.point.window is not None
+        filling = spec.point.window.warmup_requests if load.is_open else 0
+
+        def serve(tried: LoadSpec, count: int, number: int) -> Sequence[RequestRecord]:
+            seed = spec.point.seed + 15_485_863 * (number + 1)
+            requests = with_arrivals(self._requests(spec, count, seed, f"trial-{number}"), tried, seed)
+            return self._engine.serve(requests, tried, spec.point.routing).requests
+
+        return LoadFinder(load, filling=filling, most_at_once=self._facts.max_concurrency, serve=serve)
+
+    # -- measuring
+
+    def _watched(
+        self, spec: RunSpec, load: LoadSpec | None, telemetry: TelemetryHandle
+    ) -> tuple[_Measured, Telemetry, Seen]:
+        """Measure while telemetry samples."""
         telemetry.start(os.getpid())
         others = OtherLoad()
         try:
-            measured = self._performance(spec) if point.kind == "performance" else self._accuracy(spec)
+            measured = self._accuracy(spec) if load is None else self._performance(spec, load)
         except BaseException as first:  # noqa: BLE001 - it is raised again
             try:
                 telemetry.stop()
             finally:
                 raise first  # a second error stays visible as its context
         seen = others.seen()
-        return self._hand_over(spec, study, measured, telemetry.stop(), seen)
-
-    def close(self) -> None:
-        """Stop the engine."""
-        self._engine.stop()
-
-    # -- measuring
+        return measured, telemetry.stop(), seen
 
     def _requests(self, spec: RunSpec, count: int, seed: int, prefix: str) -> list[Request]:
         assert spec.point.workload is not None
@@ -143,23 +179,23 @@ class Session:
             raise ConfigError(str(error), "workloads", label, "make it the same on every node") from error
 
     def _warm_up(self, spec: RunSpec) -> None:
-        """In a closed loop, whatever the load: it wakes the engine, it doesn't measure."""
+        """In a closed loop, whatever the load: it wakes the engine and measures nothing."""
         point = spec.point
         assert point.window is not None and point.load is not None
         count = point.window.warmup_requests
         if count:
             requests = self._requests(spec, count, point.seed + 1_000_003, "warmup")
-            load = LoadSpec(concurrency=count) if point.load.is_open else point.load
+            load = point.load if point.load.concurrency else LoadSpec(concurrency=count)
             self._engine.serve(with_arrivals(requests, load, 0), load, point.routing)
 
-    def _performance(self, spec: RunSpec) -> _Measured:
+    def _performance(self, spec: RunSpec, load: LoadSpec) -> _Measured:
         point = spec.point
-        assert point.window is not None and point.load is not None
-        load = point.load
+        assert point.window is not None
         # Repeats draw other prompts: their spread then holds that of the workload too.
         seed = point.seed + 7919 * spec.repeat
         filling = point.window.warmup_requests if load.is_open else 0
-        requests = self._requests(spec, filling + point.window.requests, seed, "request")
+        planned = max(point.window.requests, math.ceil((point.window.per_load or 0) * size_of(load)))
+        requests = self._requests(spec, filling + planned, seed, "request")
         serve = self._engine.serve(with_arrivals(requests, load, seed), load, point.routing)
         window = steady_window(serve.requests, load, filling)
         if window is None:
@@ -214,12 +250,13 @@ class Session:
                 **facts.flags,
                 **({"dummy_weights": DUMMY_WEIGHTS} if facts.dummy_weights else {}),
                 **({"slow_client": slow} if slow else {}),
+                **search_flags(measured.search),
                 **environment_flags(
                     self._peaks, others, num_cpus=self._node.num_cpus, niceness=os.getpriority(os.PRIO_PROCESS, 0)
                 ),
             },
             unknown={**sampled.unknown, **UNREAD}, observer_ns=serve.observer_ns, sampler=sampled.stats,
-            client=serve.client,
+            client=serve.client, search=measured.search,
         )  # fmt: skip
         return RunData(
             manifest=manifest,
@@ -230,6 +267,19 @@ class Session:
             hosts=table_of(HOSTS, sampled.samples),
             samples=table_of(SAMPLES, measured.samples),
         )
+
+
+def size_of(load: LoadSpec) -> float:
+    """Requests in flight, or per second; 0 for a replay."""
+    return load.rate_per_s or load.concurrency or 0
+
+
+def search_flags(search: SearchRecord | None) -> dict[str, str]:
+    """What a reader must know of how the load was found -> why."""
+    if search is None or search.found is not None:
+        return {}
+    why = next(one.reason for one in reversed(search.trials) if one.load == size_of(search.load))
+    return {"no_load_meets_the_slo": f"{search.load.label} is the smallest that was tried: {why}"}
 
 
 def environment_flags(peaks: Sequence[Peaks], others: Seen, *, num_cpus: int, niceness: int) -> dict[str, str]:

@@ -73,6 +73,7 @@ class Search(_Strict):
     largest: float = Field(default=SEARCH_DEFAULTS["largest"], gt=0)
     resolution: float = Field(default=SEARCH_DEFAULTS["resolution"], gt=0, le=1)
     trial_requests: int = Field(default=SEARCH_DEFAULTS["trial_requests"], ge=3)
+    trial_s: float = Field(default=SEARCH_DEFAULTS["trial_s"], gt=0)
     trial_min_requests: int = Field(default=SEARCH_DEFAULTS["trial_min_requests"], ge=3)
 
     @field_validator("largest")
@@ -214,7 +215,7 @@ def _window(study: LoadKeys, size: float | None) -> WindowSpec:
     if size is None:
         filling = FILLING_REQUESTS if is_open else 0  # in a closed loop the trials are its warm-up
         warmup = filling if study.warmup is None else study.warmup
-        return WindowSpec(warmup_requests=warmup, requests=least, per_load=max(per_load, 0 if is_open else 3))
+        return WindowSpec(warmup_requests=warmup, requests=least, per_load=float(max(per_load, 0 if is_open else 3)))
     warmup = study.warmup if study.warmup is not None else FILLING_REQUESTS if is_open else int(size)
     return WindowSpec(warmup_requests=warmup, requests=max(least, math.ceil(per_load * size)))
 

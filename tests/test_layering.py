@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workload": BASE | {"accuracy", "reference", "model"},
     "telemetry": BASE,
     "windows": BASE,
+    "trials": BASE | {"windows", "workload"},
     "probe": BASE | {"model"},
     "objects": BASE | {"schema"},
     "lease": BASE | {"objects"},
@@ -37,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study_loads": BASE,
     "study": BASE
     | {"accuracy", "engine", "hardware", "model", "overrides", "prices", "store", "study_loads", "workload"},
-    "run": BASE | {"accuracy", "engine", "hardware", "model", "schema", "store", "telemetry", "windows", "workload"},
+    "run": BASE
+    | {"accuracy", "engine", "hardware", "model", "schema", "store", "telemetry", "trials", "windows", "workload"},
     "metrics": BASE | {"hardware", "model", "schema", "store", "prices", "windows"},
     "report": BASE | {"schema", "store", "metrics"},
 }

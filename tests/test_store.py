@@ -11,8 +11,10 @@ import pytest
 
 from moecap.errors import ConfigError, StoreError
 from moecap.records import (
+    ClientRecord,
     HeldWeights,
     LayerShape,
+    LoadSpec,
     Manifest,
     Metric,
     ModelShape,
@@ -23,11 +25,13 @@ from moecap.records import (
     Placement,
     Refusal,
     RunSpec,
+    SearchRecord,
+    SearchTrial,
     Window,
 )  # fmt: skip
 from moecap.schema import METRICS, PASSES, RUN_TABLES, rows_of, table_of
 from moecap.store import RunData, Store, studies
-from moecap.study import load_study
+from moecap.study import load_study, parse_study
 
 PLAN = load_study(None)
 NODE = NodeInfo(
@@ -80,6 +84,51 @@ def test_a_run_comes_back_as_it_was_written(store: Store) -> None:
     assert back.manifest.spec.point.point_id == run.manifest.point_id  # identity survives JSON
     stored = pq.read_schema(f"{store.base}/runs/{run.manifest.run_id}/passes.parquet")
     assert stored.metadata[b"schema_version"] == b"1"
+
+
+def test_how_a_load_was_found_and_who_measured_it_come_back(store: Store) -> None:
+    trial = SearchTrial(load=4, met=True, margin=0.5, requests=9, slo_share=1.0, ttft_s=0.1, tpot_s=None, e2e_s=1.0)
+    search = SearchRecord(trials=(trial,), found=4, load=LoadSpec(concurrency=4))
+    client = ClientRecord(
+        loop_lag_p50_s=0.1, loop_lag_p99_s=0.2, loop_lag_max_s=0.3, loop_lag_samples=3, send_delay_p50_s=None,
+        send_delay_p99_s=None, send_delay_max_s=None, cpu_s=1.0, wall_s=2.0,
+    )  # fmt: skip
+    run = run_data()
+    store.write_run(replace(run, manifest=replace(run.manifest, search=search, client=client)))
+    back = store.load_manifest(run.manifest.run_id)
+    assert (back.search, back.client) == (search, client)
+
+
+def test_a_manifest_from_before_searches_and_clients_is_read(store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    path = Path(store.base, "runs", run.manifest.run_id, "manifest.json")
+    document = json.loads(path.read_text())
+    for key in ("search", "client"):
+        del document[key]
+    load = document["spec"]["point"]["load"]
+    first = ("arrival", "concurrency", "rate_per_s", "staggered")
+    document["spec"]["point"]["load"] = {key: load[key] for key in first}
+    del document["spec"]["point"]["window"]["per_load"]
+    path.write_text(json.dumps(document))
+    back = store.load_run(run.manifest.run_id).manifest
+    assert back.search is None and back.client is None
+    assert back.spec.point.point_id == back.point_id
+
+
+def test_loads_of_every_kind_keep_their_identity_in_a_plan(store: Store) -> None:
+    base = {"name": "s", "models": ["reference"], "systems": [{"name": "a", "engine": "fake", "node": "cpu"}],
+            "workloads": [{"type": "synthetic", "output_tokens": {"uniform": [1, 5]}}],
+            "slo": {"tpot_s": 1}}  # fmt: skip
+    for loads in (
+        {"sweep": {"concurrency": [2, "auto"], "search": {"largest": 64}}},
+        {"arrival": "burst", "burstiness": 2, "duration_s": 9, "sweep": {"rate_per_s": [1, "auto"]}},
+    ):
+        plan = parse_study({**base, **loads})
+        store.write_plan(plan, {})
+        back = store.read_plan()
+        assert back is not None and back.points == plan.points
+        assert [one.point_id for one in back.points] == [one.point_id for one in plan.points]
 
 
 def test_a_run_without_its_manifest_is_not_there(store: Store) -> None:

@@ -27,6 +27,8 @@ class EngineFacts:
     flags: Mapping[str, str] = field(default_factory=dict)
     """What else a reader of this engine's numbers must know -> why."""
     max_context_tokens: int
+    max_concurrency: int | None = None
+    """Most requests that it computes at once; more wait. None: not known."""
 
 
 class Engine(ABC):

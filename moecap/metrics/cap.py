@@ -33,6 +33,8 @@ class MeasuredPoint:
     rows: Sequence[Metric]
     """Of the point's level."""
     marks: tuple[str, ...] = ()
+    found_load: str | None = None
+    """What a load that was searched for was in the runs; None: the study said it."""
 
 
 @dataclass(slots=True)
@@ -198,7 +200,8 @@ def _document(one: _Entry, entries: Sequence[_Entry], spec: CapSpec) -> dict[str
     complete = [one for one in entries if None not in one.raw.values()]
     return {
         "model": point.model.name, "system": point.system.name, "device": one.measured.device,
-        "load": _load(one.measured), "raw": one.raw, "normalised": one.normalised,
+        "load": _load(one.measured), "found_load": one.measured.found_load,
+        "raw": one.raw, "normalised": one.normalised,
         "ci95": {axis: None if interval is None else list(interval) for axis, interval in one.ci95.items()},
         "cap_area": cap_area(one.normalised), "class": _class_of(one),
         "pareto": one in complete and not any(_dominates(other, one, spec) for other in complete),

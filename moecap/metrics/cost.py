@@ -15,7 +15,7 @@ from moecap.metrics.cheapest_device import Chosen, cheapest_device
 from moecap.metrics.columns import NO_PASSES
 from moecap.metrics.declare import Observed, metric
 from moecap.metrics.energy import NO_TOKENS, Energy, filled_energy
-from moecap.metrics.performance import output_tokens, total_tokens
+from moecap.metrics.performance import NOTHING_MEETS_THE_SLO, output_tokens, total_tokens
 from moecap.metrics.view import RunView
 from moecap.prices.node import price_by_component, purchase_usd, rental_usd_per_hour
 from moecap.prices.uncertain import Uncertain, exactly
@@ -161,6 +161,16 @@ for _tokens, _of in (("output", output_tokens), ("total", total_tokens)):
             direction="lower",
             needs=("requests", "chunk_tokens"),
         )(_per_million(_of, hardware=_hardware, energy=_energy))
+
+
+@metric("usd_per_million_output_tokens_under_slo", unit="USD", direction="lower", needs=("requests", "chunk_tokens"))
+def usd_per_million_output_tokens_under_slo(run: RunView) -> Iterator[Observed]:
+    """What a million output tokens cost at the largest load that meets the SLO, as `auto` found it."""
+    search = run.manifest.search
+    if search is None or search.found is None:
+        yield Observed(missing="the study searches for no load" if search is None else NOTHING_MEETS_THE_SLO)
+        return
+    yield from _per_million(output_tokens, hardware=True, energy=True)(run)
 
 
 @metric("hardware_price_usd", unit="USD", direction="lower", needs=())

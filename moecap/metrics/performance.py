@@ -14,6 +14,7 @@ from moecap.metrics.declare import Observed, metric, pooled, ratio
 from moecap.metrics.view import RunView
 from moecap.windows import MIN_ROUNDS
 
+NOTHING_MEETS_THE_SLO = "no load that was tried meets the SLO"
 NO_REQUESTS = "no request was sent inside the window and followed to its end"
 
 
@@ -199,6 +200,27 @@ def little_law_error(run: RunView) -> Iterator[Observed]:
         return
     seconds = float((run.requests.end_ns - run.requests.sent_ns)[done].sum() * NS)
     yield ratio(seconds - expected, expected, n=count, why_zero="nothing was in flight", qualifiers=by_rate)
+
+
+def _found(run: RunView, *, in_open_loop: bool) -> Observed:
+    search = run.manifest.search
+    if search is None or search.load.is_open != in_open_loop:
+        return Observed(missing="the study searches for no such load")
+    if search.found is None:
+        return Observed(missing=NOTHING_MEETS_THE_SLO)
+    return Observed(numerator=search.found, denominator=1.0, n=len(search.trials))
+
+
+@metric("max_concurrency_under_slo", unit="requests", direction="higher", needs=())
+def max_concurrency_under_slo(run: RunView) -> Iterator[Observed]:
+    """The most requests in flight with which the SLO was met, as `concurrency: auto` found it."""
+    yield _found(run, in_open_loop=False)
+
+
+@metric("max_rate_per_s_under_slo", unit="requests/s", direction="higher", needs=())
+def max_rate_per_s_under_slo(run: RunView) -> Iterator[Observed]:
+    """The most requests per second with which the SLO was met, as `rate_per_s: auto` found it."""
+    yield _found(run, in_open_loop=True)
 
 
 @metric("send_delay_s", unit="s", direction="lower", needs=("requests",))

@@ -36,6 +36,7 @@ class _Point:
     runs: list[list[Measured]] = field(default_factory=list)
     flags: dict[str, str] = field(default_factory=dict)
     checks_failed: dict[str, str] = field(default_factory=dict)
+    found_loads: list[str] = field(default_factory=list)
 
 
 def reduce_runs(runs: Iterable[RunData], plan: StudyPlan) -> Reduction:
@@ -54,10 +55,12 @@ def reduce_runs(runs: Iterable[RunData], plan: StudyPlan) -> Reduction:
         point.runs.append(measured)
         point.flags |= manifest.flags
         point.checks_failed |= manifest.checks_failed
+        point.found_loads += [manifest.search.load.label] if manifest.search is not None else []
     of_points = {point_id: tuple(point_rows(point_id, point.runs)) for point_id, point in gathered.items()}
     measured_points = [
         MeasuredPoint(
             point=spec, device=(point := gathered[point_id]).device, rows=of_points[point_id],
+            found_load=", ".join(dict.fromkeys(point.found_loads)) or None,
             marks=marks_of(of_points[point_id], plan.peaks, point.flags, point.checks_failed),
         )
         for spec in plan.points

@@ -62,8 +62,9 @@ class RunView:
 
     @property
     def load(self) -> LoadSpec | None:
-        """The load that was measured."""
-        return self.manifest.spec.point.load
+        """The load that was measured: what was asked for, or found."""
+        search = self.manifest.search
+        return self.manifest.spec.point.load if search is None else search.load
 
     @property
     def observer(self) -> dict[str, str]:

@@ -60,7 +60,12 @@ def entry_labels(entries: Sequence[Entry], slo: bool = False) -> list[str]:
             shown.append(key)
     if slo:
         shown.append("load")
-    return [" ".join(", ".join(str(entry[key]) for key in shown).split()) for entry in entries]
+    return [" ".join(", ".join(_shown(entry, key) for key in shown).split()) for entry in entries]
+
+
+def _shown(entry: Entry, key: str) -> str:
+    """A load that was searched for is shown as it was found."""
+    return str((key == "load" and entry.get("found_load")) or entry[key])
 
 
 def set_title(compared: Mapping[str, Any]) -> str:

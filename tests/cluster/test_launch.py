@@ -115,6 +115,22 @@ def test_manifests_say_what_ran_where(bench: Bench) -> None:
     assert manifest["sampler"]["samples"] >= 2
 
 
+def test_the_largest_load_within_the_slo_is_found_and_reported(bench: Bench) -> None:
+    """TPOT = 10 ms + 1 ms x concurrency on the fake engine's own clock: 20.5 ms hold up to 10."""
+    result = bench.launch(
+        "--json", systems=[system(pass_s=0.010, pass_s_per_request=0.001, clock="simulated")],
+        workloads=[{"type": "synthetic", "input_tokens": 4, "output_tokens": 9}],
+        sweep={"concurrency": "auto"}, slo={"tpot_s": 0.0205}, repeats={"min": 2, "max": 2},
+    )  # fmt: skip
+    assert (result.exit_code, states(result)) == (0, {"stored": 2}), result.stderr
+    first, second = (json.loads(path.read_text())["search"] for path in bench.base.glob("runs/*/manifest.json"))
+    assert first == second
+    assert first["found"] in (9, 10) and first["load"]["concurrency"] == first["found"]
+    assert all(one["met"] == (one["load"] <= 10) for one in first["trials"])
+    summary = (bench.base / "report" / "summary.md").read_text()
+    assert f"one, concurrency={first['found']}" in summary
+
+
 def test_what_is_left_by_max_runs_is_run_on_resume(bench: Bench) -> None:
     result = bench.launch("--max-runs", "1", "--json")
     assert result.exit_code == 0
