@@ -1,0 +1,138 @@
+"""One vLLM server, loaded by moecap's client and by vLLM's own `bench serve` in turn: do they see the same latencies?
+
+    python scripts/compare_bench_serve.py MODEL --out OUT [--concurrency 8 32] [--pairs 3] [-- ENGINE ARGUMENTS AS JSON]
+
+MODEL is a folder with a tokenizer; both send prompts of the same length and ask for as many tokens. Medians of TTFT,
+TPOT and ITL of all requests of a round; a ratio is that of neighbouring rounds, a result the median of the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from moecap.engine.vllm import VllmEngine
+from moecap.engine.vllm_modes import OnlineServer
+from moecap.hardware.detect import detect_node
+from moecap.records import LoadSpec, ModelSpec, Placement, Request, RequestRecord, SystemSpec
+
+BENCH = """
+import argparse, sys
+from vllm.benchmarks.serve import add_cli_args, main
+parser = argparse.ArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--input-tokens", type=int, default=128)
+    parser.add_argument("--output-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=6, help="requests per round: this many times the concurrency")
+    parser.add_argument("--args", type=json.loads, default={}, help="vLLM's engine arguments, as JSON")
+    args = parser.parse_args()
+    node = detect_node("here", {})
+    placement = Placement(
+        node_id="here", hostname=node.hostname, kind="gpu" if node.devices else "cpu", num_cpus=node.num_cpus,
+        device_uuids=tuple(device.uuid for device in node.devices[:1]),
+    )  # fmt: skip
+    system = SystemSpec(name="server", engine="vllm", node=placement.kind, args={**args.args, "mode": "online"})
+    engine = VllmEngine()
+    try:
+        facts = engine.start(ModelSpec(name=args.model), system, placement)
+        result = {"settings": facts.settings, "rows": compare(engine, args, facts.shape.vocab_size)}
+    finally:
+        engine.stop()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "bench-serve.json").write_text(json.dumps(result, indent=1))
+
+
+def compare(engine: VllmEngine, args: argparse.Namespace, vocab_size: int) -> list[dict[str, Any]]:
+    server = engine._mode
+    assert isinstance(server, OnlineServer)
+    rows = []
+    for concurrency in args.concurrency:
+        ours(server, args, concurrency, vocab_size, 0)
+        pairs = []
+        for number in range(args.pairs):
+            pair = {}
+            for who in ("moecap", "bench") if number % 2 == 0 else ("bench", "moecap"):
+                server.flush()
+                pair[who] = (
+                    ours(server, args, concurrency, vocab_size, number + 1)
+                    if who == "moecap"
+                    else theirs(server, args, concurrency, number + 1)
+                )
+            pairs.append(pair)
+        row = {"concurrency": concurrency, **summary(pairs), "pairs": pairs}
+        print(json.dumps({key: value for key, value in row.items() if key != "pairs"}), flush=True)
+        rows.append(row)
+    return rows
+
+
+def ours(
+    server: OnlineServer, args: argparse.Namespace, concurrency: int, vocab_size: int, seed: int
+) -> dict[str, float]:
+    draw = random.Random(seed)
+    requests = [
+        Request(
+            request_id=f"c{concurrency}-{seed}-{index}", item_index=index, max_new_tokens=args.output_tokens,
+            prompt_token_ids=tuple(draw.randrange(256) for _ in range(args.input_tokens)),
+        )
+        for index in range(args.rounds * concurrency)
+    ]  # fmt: skip
+    driven = server.serve(requests, LoadSpec(concurrency=concurrency, staggered=False))
+    failed = [one.error for one in driven.requests if one.status != "ok"]
+    assert not failed, failed[0]
+    return latencies(driven.requests)
+
+
+def latencies(requests: tuple[RequestRecord, ...]) -> dict[str, float]:
+    """Milliseconds, as `bench serve` defines them."""
+    ttft = [(one.first_token_ns or 0) - one.sent_ns for one in requests]
+    tpot = [((one.end_ns or 0) - (one.first_token_ns or 0)) / (one.output_tokens - 1) for one in requests]
+    itl = [b - a for one in requests for a, b in zip(one.chunk_ns, one.chunk_ns[1:], strict=False)]
+    return {name: statistics.median(values) / 1e6 for name, values in (("ttft", ttft), ("tpot", tpot), ("itl", itl))}
+
+
+def theirs(server: OnlineServer, args: argparse.Namespace, concurrency: int, seed: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-c", BENCH, "--backend", "openai", "--base-url", server.url, "--model", "moecap",
+            "--tokenizer", args.model, "--dataset-name", "random", "--random-input-len", str(args.input_tokens),
+            "--random-output-len", str(args.output_tokens), "--num-prompts", str(args.rounds * concurrency),
+            "--max-concurrency", str(concurrency), "--ignore-eos", "--seed", str(seed), "--temperature", "0",
+            "--save-result", "--result-dir", folder, "--result-filename", "result.json", "--disable-tqdm",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"bench serve failed: {done.stderr[-2000:]}")
+        found = json.loads((Path(folder) / "result.json").read_text())
+    assert found["completed"] == args.rounds * concurrency, found
+    return {name: found[f"median_{name}_ms"] for name in ("ttft", "tpot", "itl")}
+
+
+def summary(pairs: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ("ttft", "tpot", "itl"):
+        for who in ("moecap", "bench"):
+            found[f"{who}_{name}_ms"] = round(statistics.median(pair[who][name] for pair in pairs), 4)
+        ratio = statistics.median(pair["moecap"][name] / pair["bench"][name] for pair in pairs)
+        found[f"{name}_difference_percent"] = round(100 * (ratio - 1), 2)
+    return found
+
+
+if __name__ == "__main__":
+    main()
