@@ -297,11 +297,18 @@ class LayerShape:
     window_tokens: int | None
     """Sliding window, counting the query's own position; None: the whole context."""
     state_elements: int = 0
-    """Elements of recurrent state per sequence (linear mixers)."""
+    """Elements of recurrent state per sequence (linear mixers, convolutions)."""
+    mixer_num_experts: int = 0
+    """Experts inside the mixer (mixture of attention heads); `mixer_params` holds them all."""
+    mixer_top_k: int = 0
+    mixer_expert_params: int = 0
+    """One of these; `mixer_matmul_params` has those that one token uses."""
     dense_ffn_params: int = 0
     num_experts: int = 0
     """0: a dense layer."""
     top_k: int = 0
+    num_weightless_choices: int = 0
+    """What the router can choose beside its experts and that has no weights: a token uses at most `top_k` experts."""
     expert_params: int = 0
     """One routed expert."""
     num_shared_experts: int = 0

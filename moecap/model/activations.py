@@ -3,8 +3,8 @@
 The operators, unfused, for one row of a pass: norms as wide as the hidden state; every linear layer (projections,
 router, shared experts, dense FFN) and the two products of each chosen expert; the activation function between them;
 attention, with its query, its own key and value, and its output (the KV cache is counted apart, by who reads it); the
-sum over chosen experts; two residual additions. Rotary embedding and norms narrower than the hidden state count as one
-with the projection before them; a linear mixer's recurrence counts by its state, elsewhere.
+sum over chosen experts; two residual additions. Rotary embedding, short convolutions and norms narrower than the hidden
+state count as one with the projection before them; a linear mixer's recurrence counts by its state, elsewhere.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def activation_elements(parts: Sequence[Part], mixer: Mixer, hidden_size: int, *
             total += sum(map(sum, _products(part.module)))
             if part.tensor_class in ("dense_ffn", "shared_expert"):
                 total += _inner(_products(part.module))
+            if part.tensor_class == "mixer" and mixer.num_experts and _stacks(part):
+                total += mixer.top_k * sum(map(sum, _stacks(part))) + (mixer.top_k + 1) * hidden_size
     has_mixer, has_ffn = mixer.kind != "none", any(part.tensor_class in FFNS for part in parts)
     return total + (has_mixer + has_ffn) * MOVED_BY_ADDITION * hidden_size
 
@@ -44,20 +46,34 @@ def _one_expert(part: Part, hidden_size: int, num_experts: int) -> int:
         products = _products(part.module)
         one = products[: len(products) // num_experts]
         return sum(map(sum, one)) + _inner(one)
-    fused = [parameter.shape[1:] for parameter in part.parameters.values() if parameter.dim() == 3]
+    rows_of_all = [p.shape for p in part.parameters.values() if p.dim() == 2]  # DBRX, Doge: expert under expert
+    fused = _stacks(part) or [(rows // num_experts, columns) for rows, columns in rows_of_all]
     return sum(2 * (rows + columns) - hidden_size for rows, columns in fused)
 
 
+def _stacks(part: Part) -> list[tuple[int, int]]:
+    """(rows, columns) of one expert's matrices where they are kept in one tensor for all experts."""
+    return [(p.shape[1], p.shape[2]) for p in part.parameters.values() if p.dim() == 3]
+
+
 def _products(module: nn.Module) -> list[tuple[int, int]]:
-    """(input, output) widths of the matrix products below `module`, in order; routers may hold a bare matrix."""
+    """(input, output) widths of the matrix products below `module`, in order; routers may hold a bare matrix, shared
+    experts bare stacks of them, which count side by side: as many experts wide."""
     linears = [(one.in_features, one.out_features) for one in module.modules() if isinstance(one, nn.Linear)]
-    bare = [p.shape for p in module.parameters(recurse=False) if p.dim() == 2] if not linears else []
-    return linears + [(columns, rows) for rows, columns in bare]
+    if linears:
+        return linears
+    stacked = [p.shape for p in module.parameters(recurse=False) if p.dim() == 3]
+    wide = [(columns, count * rows) for count, rows, columns in stacked[:-1]]
+    wide += [(count * columns, rows) for count, rows, columns in stacked[-1:]]
+    return wide + [(p.shape[1], p.shape[0]) for p in module.parameters(recurse=False) if p.dim() == 2]
 
 
 def _inner(products: Iterable[tuple[int, int]]) -> int:
-    """What lies between a feed-forward's products: outputs of all but the last, and the input of the last."""
+    """What lies between a feed-forward's products: outputs of all but the last, and the input of the last; nothing, of
+    one product alone."""
     *first, last = products
+    if not first:
+        return 0
     return sum(output for _, output in first) + last[0]
 
 

@@ -28,6 +28,12 @@ class Mixer:
     score_flops_per_pair: int = 0
     kv_elements_per_token: int = 0
     state_elements: int = 0
+    matmul_params_beyond_linears: int = 0
+    """Matrix parameters that one token uses in bare tensors, each as often as it is multiplied by."""
+    num_experts: int = 0
+    """Experts inside the mixer itself; of these a token uses `top_k`."""
+    top_k: int = 0
+    expert_params: int = 0
 
 
 def recognise_mixer(module: nn.Module) -> Mixer | None:
@@ -149,10 +155,71 @@ def _softmax_attention(module: Any) -> Mixer | None:
     )
 
 
-def _only_projections(module: nn.Module) -> bool:
-    """Linears and norms alone: an indexer, compressor, convolution or expert inside makes it another kind of mixer."""
-    holders = (child for child in module.children() if any(True for _ in child.parameters()))
-    return all(isinstance(child, nn.Linear) or is_norm(child) for child in holders)
+def _convolved_attention(module: Any) -> Mixer | None:
+    """Inkling's attention: keys and values pass short convolutions, scores get a bias that the query mixes from a bank
+    of profiles by distance, one product per head. Taps may be projected from the token (Inkling 2)."""
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "k_sconv", "v_sconv", "rel_logits_proj", "num_heads", "head_dim")
+    if not (_has(module, *names) and _only_projections(module, "k_sconv", "v_sconv", "rel_logits_proj", *CLIPS)):
+        return None
+    heads, kept = module.num_heads, module.k_proj.out_features + module.v_proj.out_features
+    return Mixer(
+        kind="full_attention",
+        score_flops_per_pair=4 * heads * module.head_dim,
+        kv_elements_per_token=kept,
+        state_elements=_remembered(module.k_sconv.conv_kernel_size, kept),
+        matmul_params_beyond_linears=heads * module.rel_logits_proj.proj.numel(),
+    )
+
+
+CLIPS = ("q_l2_clip", "rel_l2_clip")
+"""Norms by another name."""
+
+
+def _convolution_of_the_stream(module: Any) -> Mixer | None:
+    """A short convolution over a sublayer's output (Inkling): its last inputs are all that it keeps."""
+    if not (_has(module, "conv1d", "conv_kernel_size") and [name for name, _ in module.named_children()] == ["conv1d"]):
+        return None
+    return Mixer(kind="linear", state_elements=_convolution_state(module.conv1d))
+
+
+def _compressed_convolutional_attention(module: Any) -> Mixer | None:
+    """CCA (Zaya): queries and keys pass two convolutions, half of each value comes from the token before."""
+    inner = getattr(module, "qkv_proj", None)
+    if inner is None or not _has(inner, "conv_qk_depthwise", "conv_qk_grouped", "v_proj_current", "v_proj_delayed"):
+        return None
+    width, kept = inner.q_proj.out_features, 2 * inner.k_proj.out_features
+    convolved = _convolution_state(inner.conv_qk_depthwise) + _convolution_state(inner.conv_qk_grouped)
+    return Mixer(
+        kind="full_attention",
+        score_flops_per_pair=4 * width,
+        kv_elements_per_token=kept,
+        state_elements=convolved + inner.v_proj_delayed.out_features,
+    )
+
+
+def _mixture_of_attention_heads(module: Any) -> Mixer | None:
+    """MoA (JetMoe): each expert has its own queries and output over keys and values that all of them share."""
+    experts = getattr(module, "experts", None)
+    if experts is None or not _has(module, "kv_proj", "top_k", "head_dim"):
+        return None
+    stacks = [parameter for parameter in experts.parameters() if parameter.dim() == 3]
+    one, kept = sum(stack[0].numel() for stack in stacks), module.kv_proj.out_features
+    return Mixer(
+        kind="full_attention",
+        score_flops_per_pair=module.top_k * 2 * kept,
+        kv_elements_per_token=kept,
+        matmul_params_beyond_linears=module.top_k * one,
+        num_experts=stacks[0].shape[0],
+        top_k=module.top_k,
+        expert_params=one,
+    )
+
+
+def _only_projections(module: nn.Module, *known: str) -> bool:
+    """Linears, norms and `known` children alone: an indexer, compressor, convolution or expert inside makes it another
+    kind of mixer."""
+    holders = ((name, child) for name, child in module.named_children() if any(True for _ in child.parameters()))
+    return all(isinstance(child, nn.Linear) or is_norm(child) or name in known for name, child in holders)
 
 
 def _has(module: nn.Module, *names: str) -> bool:
@@ -161,7 +228,11 @@ def _has(module: nn.Module, *names: str) -> bool:
 
 def _convolution_state(convolution: nn.Conv1d) -> int:
     """Inputs that a causal convolution must remember: all of its window but the current token."""
-    return convolution.in_channels * (convolution.kernel_size[0] - 1)
+    return _remembered(convolution.kernel_size[0], convolution.in_channels)
+
+
+def _remembered(kernel_size: int, channels: int) -> int:
+    return channels * (kernel_size - 1)
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> nn.Linear | None:
@@ -179,4 +250,8 @@ RECOGNISERS: tuple[Callable[[Any], Mixer | None], ...] = (
     _short_convolution,
     _relative_position_attention,
     _softmax_attention,
+    _convolved_attention,
+    _convolution_of_the_stream,
+    _compressed_convolutional_attention,
+    _mixture_of_attention_heads,
 )
