@@ -289,6 +289,7 @@ class LayerShape:
     mixer_params: int
     """Attention or linear mixer with its own norms, biases and sinks."""
     mixer_matmul_params: int
+    """What one token multiplies by; a bare matrix that every head uses counts once per head."""
     score_flops_per_pair: int
     """FLOPs of attention scores and values for one (query, attended key) pair, all heads; MLA: as engines compute it
     (absorbed, over the latent). 0 for linear mixers."""

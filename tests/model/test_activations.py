@@ -38,6 +38,21 @@ def feed_forward(width: int) -> int:
          NORMS + MLA_PROJECTIONS + MLA_ATTENTION + ROUTER + EXPERTS + feed_forward(96) + RESIDUALS, 3752),
         # its first layer is dense, of width 96: 256 + 880 + 368 + 768 + 384
         ("deepseek_v3", 0, NORMS + MLA_PROJECTIONS + MLA_ATTENTION + feed_forward(96) + RESIDUALS, 2656),
+        # two shared experts of width 48 side by side; attention of 4 heads of 32 over 2, 4 x 6 relative states; a
+        # router of 8 experts and 2 shared ones: 256 + 640 + 88 + 384 + 74 + 1,024 + 768 + 384
+        ("inkling_text", 3,
+         NORMS + GQA_PROJECTIONS + (64 + 24) + GQA_ATTENTION + (64 + 10) + EXPERTS + feed_forward(96) + RESIDUALS,
+         3618),
+        # experts of width 96, and in attention two of 2 heads of 16 with queries and output, over one kv_proj:
+        # 256 + (128 + 2 * (96 + 96) + 192) + (64 + 64 + 64) + 72 * 2 + (2 * (256 + 288 + 160) + 192) + 384
+        ("jetmoe", 0,
+         NORMS + (64 + 64) + 2 * ((64 + 32) + (32 + 64)) + (2 * 64 + 64) + (64 + 64 + 64) + 2 * ROUTER
+         + 2 * ((64 + 192) + (192 + 96) + (96 + 64)) + (2 * 64 + 64) + RESIDUALS, 3280),
+        # two experts of one row in and one out, found by 2 x 4 keys, beside a dense network of width 96; a mask from
+        # values, 64 -> 2: 256 + 640 + 66 + 384 + 72 + (264 + 192) + 768 + 384
+        ("doge", 0,
+         NORMS + GQA_PROJECTIONS + (64 + 2) + GQA_ATTENTION + (64 + 8) + 2 * ((64 + 1) + (1 + 1) + (1 + 64))
+         + (2 * 64 + 64) + feed_forward(96) + RESIDUALS, 3026),
     ],
 )  # fmt: skip
 def test_a_layer_by_hand(family: str, layer: int, by_hand: int, total: int) -> None:
