@@ -26,7 +26,8 @@ def activation_elements(parts: Sequence[Part], mixer: Mixer, hidden_size: int, *
     for part in parts:
         total += sum(2 * hidden_size for module in part.module.modules() if _is_wide_norm(module, hidden_size))
         if part.tensor_class == "routed_expert":
-            total += top_k * _one_expert(part, hidden_size, num_experts) + (top_k + 1) * hidden_size
+            outer = _outer_width(part, hidden_size)
+            total += top_k * _one_expert(part, outer, num_experts) + (top_k + 1) * outer
         else:
             total += sum(map(sum, _products(part.module)))
             if part.tensor_class in ("dense_ffn", "shared_expert"):
@@ -40,7 +41,13 @@ def activation_elements(parts: Sequence[Part], mixer: Mixer, hidden_size: int, *
 FFNS = ("routed_expert", "shared_expert", "dense_ffn")
 
 
-def _one_expert(part: Part, hidden_size: int, num_experts: int) -> int:
+def _outer_width(part: Part, hidden_size: int) -> int:
+    """What an expert reads and writes: the hidden state, or of latent experts the inputs of their first matrix."""
+    fused = _stacks(part)
+    return fused[0][1] if fused and not any(hidden_size in sizes for sizes in fused) else hidden_size
+
+
+def _one_expert(part: Part, outer: int, num_experts: int) -> int:
     """Inputs and outputs of one expert's products and of the activation function between them."""
     if isinstance(part.module, nn.ModuleList | nn.ModuleDict):
         products = _products(part.module)
@@ -48,7 +55,7 @@ def _one_expert(part: Part, hidden_size: int, num_experts: int) -> int:
         return sum(map(sum, one)) + _inner(one)
     rows_of_all = [p.shape for p in part.parameters.values() if p.dim() == 2]  # DBRX, Doge: expert under expert
     fused = _stacks(part) or [(rows // num_experts, columns) for rows, columns in rows_of_all]
-    return sum(2 * (rows + columns) - hidden_size for rows, columns in fused)
+    return sum(2 * (rows + columns) - outer for rows, columns in fused)
 
 
 def _stacks(part: Part) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING
 from moecap.errors import UnsupportedModelError
 from moecap.model import accounting
 from moecap.model.build import meta_model
+from moecap.model.describe import Described, document
 from moecap.model.shape import shape_of
 
 REFUSED = {
@@ -255,6 +256,11 @@ def test_choices_without_weights() -> None:
     assert accounting.total_params(shape) == pytest.approx(560e9, rel=0.01)
     assert accounting.active_params(shape) == pytest.approx(31.3e9, rel=0.01)
     assert accounting.active_params(shape) - 28 * 12 * expert == pytest.approx(18.6e9, rel=0.01)
+    described = Described(shape=shape, stored=None, origin="modules", source="x", published=None, notes=("a",))
+    first, second = document(described)["notes"]
+    assert first == "a"
+    assert "256 without weights" in second
+    assert "12 experts" in second
     one = accounting.activated_weight_bytes(shape, WIDTHS, accounting.uniform(1))
     assert one == pytest.approx(accounting.active_params(shape) - 28 * 4 * expert)
 
