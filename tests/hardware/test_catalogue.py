@@ -125,6 +125,12 @@ def test_an_unknown_device_is_told_the_nearest_keys() -> None:
     assert pickle.loads(pickle.dumps(caught.value)).value == "h100-sxm"
 
 
+@pytest.mark.parametrize("name", ["nvidia-rtx-4090", "NVIDIA RTX 4090", "rtx4090", "geforce 4090"])
+def test_the_nearest_keys_are_of_the_same_model_number(name: str) -> None:
+    with pytest.raises(UnknownDeviceError, match="nearest keys: nvidia-geforce-rtx-4090-24gb, "):
+        find_device(name)
+
+
 def test_a_name_that_does_not_tell_is_refused_with_the_keys() -> None:
     with pytest.raises(UnknownDeviceError, match="agx-orin-64gb, nvidia-jetson-orin-nx-16gb"):
         find_device("Orin (nvgpu)")
