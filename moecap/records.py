@@ -376,6 +376,8 @@ class ModelShape:
     lm_head_matrix_params: int
     """The matrix that produces logits, tied or not."""
     final_norm_params: int
+    further_row_elements: int = 0
+    """Elements that a token looks up in tables beside its own row of the embedding: inputs of each layer, n-grams."""
     other_params: Mapping[str, int] = field(default_factory=dict)
     """What a multimodal wrapper holds beside its text model, by module; in no other count."""
     mtp_layers: int = 0

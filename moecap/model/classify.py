@@ -182,7 +182,7 @@ def _lookup_parts(module: nn.Module, prefix: str, layer: int) -> Iterator[Part]:
             kind, held = "mixer", nn.ModuleDict({"conv1d": one})
         yield Part(
             tensor_class="embedding" if outside else kind, layer=None if outside else layer, module=held,
-            path=f"{prefix}.{name}", parent=module, parameters=parameters,
+            path=f"{prefix}.{name}", parent=module.get_submodule(name.rpartition(".")[0]), parameters=parameters,
         )  # fmt: skip
 
 

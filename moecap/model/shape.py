@@ -78,10 +78,18 @@ def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
         lm_head_params=outer["lm_head"],
         lm_head_matrix_params=head_of(model).weight.numel(),
         final_norm_params=outer["norm"],
+        further_row_elements=sum(map(_row_elements, parts)) - config.hidden_size,
         other_params=other_params(model),
         mtp_layers=(mtp_layers := next((n for name in MTP_LAYERS if (n := getattr(config, name, None))), 0)),
         mtp_params=_mtp_params(mtp_layers, config, by_layer[-1], [part for part in parts if part.layer is None]),
     )
+
+
+def _row_elements(part: Part) -> int:
+    """What one token looks up in a table: a row, or several of a table that n-grams share."""
+    if part.tensor_class != "embedding":
+        return 0
+    return sum(int(table.shape[1]) for table in part.parameters.values()) * getattr(part.parent, "ngram_heads", 1)
 
 
 def _mtp_params(count: int, config: PreTrainedConfig, last_layer: Sequence[Part], outer: Sequence[Part]) -> int | None:

@@ -282,6 +282,7 @@ def test_inputs_of_each_layer() -> None:
     """Gemma 4: a second table of 8 per layer, projected from the first embedding too, gated into each layer."""
     shape = shape_of(tiny("gemma4_text", hidden_size_per_layer_input=8), "x")
     assert shape.embedding_params == 512 * 64 + 512 * 4 * 8
+    assert shape.further_row_elements == 4 * 8
     dense = 3 * 64 * 96 + 2 * 64 * 8
     assert [layer.dense_ffn_params for layer in shape.layers] == [dense + 64 * 4 * 8, dense, dense, dense]
     assert shape.final_norm_params == 64 + 8
@@ -297,6 +298,7 @@ def test_rows_looked_up_by_n_grams() -> None:
     primes = [101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179]
     rows = -(-sum(primes) // 128) * 128
     assert shape.embedding_params - plain.embedding_params == rows * 4
+    assert (plain.further_row_elements, shape.further_row_elements) == (0, 16 * 4)
     before, first = plain.layers[0], shape.layers[0]
     assert first.dense_ffn_params == first.dense_matmul_params == 64 * (2 * 64 + 64)
     assert first.norm_params - before.norm_params == 3 * 2 * 64
