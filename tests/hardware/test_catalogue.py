@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+import re
 import subprocess
 import sys
 from datetime import date
@@ -148,6 +149,18 @@ def test_no_name_belongs_to_two_devices() -> None:
         for name in (spec.key, spec.product_name, *spec.aliases):
             carried.setdefault(name.lower(), set()).add(spec.key)
     assert not {name: keys for name, keys in carried.items() if len(keys) > 1}
+
+
+CHECKABLE = re.compile(
+    r"https?://\S|[\w.-]+/[\w.-]+:\S|arithmetic|datasheet|white paper|arXiv|PCI id|[\w.]+\.(com|net)\b"
+)
+WITHOUT_ADDRESS = ("RunPod gpuTypes snapshot 20", "nvidia-smi outputs that users published", "second-hand: ")
+
+
+def test_every_source_can_be_looked_up_or_says_that_it_cannot() -> None:
+    for spec in catalogue().values():
+        for source in spec.source.split("; "):
+            assert CHECKABLE.search(source) or source.startswith(WITHOUT_ADDRESS), (spec.key, source)
 
 
 def test_what_is_unverified_is_stated_and_peaks_say_so() -> None:
