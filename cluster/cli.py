@@ -217,6 +217,7 @@ def _show_survey(agenda: Agenda, as_json: bool) -> int:
     from cluster.console import placement_table
     from moecap.records import Refusal, to_jsonable
 
+    _show_unmatched_prices(agenda)
     if as_json:
         points = [
             {
@@ -239,6 +240,7 @@ def _show_launched(launched: Launched, as_json: bool) -> int:
     from moecap.report import console_table
 
     outcome, plan = launched.outcome, launched.agenda.plan
+    _show_unmatched_prices(launched.agenda)
     files = [str(path) for path in launched.report]
     if launched.nothing_to_run:
         failed = outcome.counts.get("failed", 0)
@@ -263,6 +265,13 @@ def _show_launched(launched: Launched, as_json: bool) -> int:
         if files:
             click.echo(f"report: {Path(files[0]).parent}", err=True)
     return 0 if outcome.good else FAILED
+
+
+def _show_unmatched_prices(agenda: Agenda) -> None:
+    from moecap.prices.names import unmatched
+
+    for sentence in unmatched(agenda.plan.prices, agenda.nodes) if agenda.nodes else ():
+        click.echo(f"note: {sentence}", err=True)
 
 
 def _counted(outcome: Outcome) -> str:

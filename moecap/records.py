@@ -396,6 +396,7 @@ class LayerShape:
     mixer_params: int
     """Attention or linear mixer with its own norms, biases and sinks."""
     mixer_matmul_params: int
+    """What one token multiplies by; a bare matrix that every head uses counts once per head."""
     score_flops_per_pair: int
     """FLOPs of attention scores and values for one (query, attended key) pair, all heads; MLA: as engines compute it
     (absorbed, over the latent). 0 for linear mixers."""
@@ -404,7 +405,7 @@ class LayerShape:
     window_tokens: int | None
     """Sliding window, counting the query's own position; None: the whole context."""
     state_elements: int = 0
-    """Elements of recurrent state per sequence (linear mixers)."""
+    """Elements of recurrent state per sequence (linear mixers, convolutions)."""
     tokens_per_entry: int | None = None
     """Tokens that one compressed entry stands for; queries score entries beside the window. None: there are none."""
     elements_per_entry: int = 0
@@ -419,10 +420,17 @@ class LayerShape:
     index_flops_per_pair: int = 0
     """FLOPs of an indexer's scores, heads weighted and summed, for one (query, own key) pair; it scores all."""
     tokens_per_index_key: int = 1
+    mixer_num_experts: int = 0
+    """Experts inside the mixer (mixture of attention heads); `mixer_params` holds them all."""
+    mixer_top_k: int = 0
+    mixer_expert_params: int = 0
+    """One of these; `mixer_matmul_params` has those that one token uses."""
     dense_ffn_params: int = 0
     num_experts: int = 0
     """0: a dense layer."""
     top_k: int = 0
+    num_weightless_choices: int = 0
+    """What the router can choose beside its experts and that has no weights: a token uses at most `top_k` experts."""
     expert_params: int = 0
     """One routed expert."""
     num_shared_experts: int = 0
@@ -474,6 +482,8 @@ class ModelShape:
     lm_head_matrix_params: int
     """The matrix that produces logits, tied or not."""
     final_norm_params: int
+    further_row_elements: int = 0
+    """Elements that a token looks up in tables beside its own row of the embedding: inputs of each layer, n-grams."""
     other_params: Mapping[str, int] = field(default_factory=dict)
     """What a multimodal wrapper holds beside its text model, by module; in no other count."""
     mtp_layers: int = 0

@@ -337,8 +337,8 @@ def _problem(found: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     return Problem(key=key, value=found["input"], message=message, remedy=remedy)
 
 
-UNION_TAGS = ("int", "Requests", "number", "distribution")
-"""Pydantic puts the tried member of a union into the location; a reader's file has no such key."""
+UNION_TAGS = ("int", "Requests", "number", "distribution", "[key]")
+"""Pydantic puts the tried member of a union, or that a key is wrong, into the location; no reader's file has these."""
 
 
 def _fields(model: type[BaseModel], location: Sequence[int | str]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"records", "errors", "registry", "packaged", "moecap"}
+BASE = {"records", "errors", "dtypes", "registry", "packaged", "moecap"}
 """What everything may use. `moecap` is the package itself: its version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "moecap": set(),
     "errors": set(),
     "records": set(),
+    "dtypes": set(),
     "registry": {"errors"},
     "packaged": {"errors"},
     "schema": {"records"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -145,9 +146,18 @@ def _suggestion(name: str) -> str:
     wanted, (own, _) = name.strip().lower(), _keys_by_name()
     containing = [key for key in catalogue() if wanted and wanted in key]
     alike = [own[match][0] for match in difflib.get_close_matches(wanted, own, n=5, cutoff=0.5)]
-    nearest = list(dict.fromkeys(containing + alike))[:5]
+    nearest = list(dict.fromkeys(containing + _sharing_model(wanted) + alike))[:5]
     did_you_mean = f"nearest keys: {', '.join(nearest)}; " if nearest else ""
     return f"{did_you_mean}`moecap-cluster devices` lists all; a new device is one row in catalogue.csv"
+
+
+def _sharing_model(wanted: str) -> list[str]:
+    """Keys that share a word with a digit (4090, h100), those with the most words in common first. A size alone (80gb)
+    tells no model."""
+    words = set(re.split(r"[^a-z0-9]+", wanted))
+    models = {word for word in words if re.search(r"\d", word) and not word.endswith("gb")}
+    keys = [key for key in catalogue() if models & set(key.split("-"))]
+    return sorted(keys, key=lambda key: -len(words & set(key.split("-"))))
 
 
 def _spec(row: Mapping[str, str]) -> DeviceSpec:

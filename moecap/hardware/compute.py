@@ -6,17 +6,12 @@ bytes, not FLOPs, so their product runs at the activations' peak. Weight-only in
 
 from __future__ import annotations
 
+from moecap.dtypes import BITS, canonical
 from moecap.errors import ConfigError
 from moecap.hardware.catalogue import RATE_COLUMNS
 
-BITS = {
-    "float32": 32, "tfloat32": 32, "bfloat16": 16, "float16": 16, "float8": 8, "int8": 8, "float4": 4, "int4": 4,
-}  # fmt: skip
-FORMATS = {
-    "fp8": "float8", "float8_e4m3fn": "float8", "float8_e5m2": "float8", "mxfp4": "float4", "nvfp4": "float4",
-    "gptq": "int4", "awq": "int4",
-}  # fmt: skip
-"""Other names of formats; gptq and awq as they are usually held."""
+FORMATS = {"mxfp4": "float4", "nvfp4": "float4", "gptq": "int4", "awq": "int4"}
+"""Formats of weights with scales of their own, by the type of their elements; gptq and awq as they are usually held."""
 
 
 def compute_dtype_of(weight_format: str, activations: str = "bfloat16") -> str:
@@ -35,7 +30,7 @@ def compute_dtype_of(weight_format: str, activations: str = "bfloat16") -> str:
 
 
 def _known(name: str, key: str) -> str:
-    known = FORMATS.get(name, name)
+    known = canonical(FORMATS.get(name, name))
     if known not in BITS:
         raise ConfigError("is no known number format", key, name, f"use one of {', '.join((*BITS, *FORMATS))}")
     return known

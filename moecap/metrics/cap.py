@@ -216,7 +216,10 @@ def cap_area(normalised: Mapping[str, float | None]) -> float | None:
 
 
 def _class_of(one: _Entry) -> str | None:
-    """PA, PC or CA when the weakest axis lies wholly under the others, intervals and all; else balanced."""
+    """PA, PC or CA when the weakest axis lies wholly under the others, intervals and all; else balanced.
+
+    An axis without an interval, as of one run, is its value: then fewer runs don't hold a class back.
+    """
     intervals: dict[str, Interval] = {}
     for axis, value in one.normalised.items():
         if value is None:

@@ -100,12 +100,12 @@ def _per_request_sum(values: Ints, passes: Passes) -> Floats:
 
 
 def _unavoidable_bytes(shape: ModelShape, held: HeldWeights, passes: Passes) -> Floats:
-    """Router, norms, lm_head when logits are made, embedding rows of all rows, KV and state written."""
+    """Router, norms, lm_head when logits are made, rows of the embedding tables, KV and state written."""
     width = held.bytes_per_param
     router = sum(layer.router_params for layer in shape.layers) * width.get("router", 0.0)
     norms = (sum(layer.norm_params for layer in shape.layers) + shape.final_norm_params) * width.get("norm", 0.0)
     head = shape.lm_head_matrix_params * width["lm_head"]
-    row_bytes = shape.hidden_size * width["embedding"]
+    row_bytes = (shape.hidden_size + shape.further_row_elements) * width["embedding"]
     written = _per_request_sum(_kv_written_elements(shape, passes), passes)
     rows = passes.scheduled_tokens + passes.padded_tokens
     heads: Floats = (passes.logits_tokens > 0) * head
@@ -114,9 +114,10 @@ def _unavoidable_bytes(shape: ModelShape, held: HeldWeights, passes: Passes) -> 
 
 
 def _activation_bytes(shape: ModelShape, held: HeldWeights, rows: Ints, logits_rows: Ints) -> Floats:
-    """Layers by `LayerShape.activation_elements_per_token`; the embedding's output; final norm and lm_head of logits
-    rows."""
-    per_row = shape.hidden_size + sum(layer.activation_elements_per_token for layer in shape.layers)
+    """Layers by `LayerShape.activation_elements_per_token`; the embedding tables' output; final norm and lm_head of
+    logits rows."""
+    looked_up = shape.hidden_size + shape.further_row_elements
+    per_row = looked_up + sum(layer.activation_elements_per_token for layer in shape.layers)
     per_logits_row = 2 * shape.hidden_size + shape.hidden_size + shape.vocab_size
     elements = rows * per_row + logits_rows * per_logits_row
     return (elements * held.activation_bytes_per_element).astype(np.float64)

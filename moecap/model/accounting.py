@@ -7,6 +7,7 @@ that were not chosen; the matrix that makes logits counts, tied or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from moecap.model.keys import key_sets
 from moecap.records import LayerShape, ModelShape, TensorClass
@@ -15,12 +16,13 @@ DistinctExperts = Callable[[LayerShape], float]
 """An MoE layer -> distinct experts of a pass there."""
 
 
-def expected_distinct_experts(num_experts: int, top_k: int, tokens: int) -> float:
+def expected_distinct_experts(num_experts: int, top_k: int, tokens: int, *, weightless: int = 0) -> float:
     """Distinct experts that `tokens` tokens of `top_k` choices each are expected to hit under uniform routing.
 
-    E (1 - (1 - k/E)^B): a token misses a given expert with probability 1 - k/E, independently of the others.
+    E (1 - (1 - k/E)^B): a token misses a given expert with probability 1 - k/E, independently of the others. With Z
+    `weightless` choices beside the experts that probability is 1 - k/(E + Z).
     """
-    return num_experts * (1.0 - (1.0 - top_k / num_experts) ** tokens)
+    return num_experts * (1.0 - (1.0 - top_k / (num_experts + weightless)) ** tokens)
 
 
 def expected_distinct_under_skew(shares: Sequence[float], top_k: int, tokens: int) -> float:
@@ -39,7 +41,9 @@ SHARE_ROUNDING = 1e-9
 
 def uniform(tokens: int) -> DistinctExperts:
     """Distinct experts per layer of a pass of `tokens` tokens under uniform routing."""
-    return lambda layer: expected_distinct_experts(layer.num_experts, layer.top_k, tokens)
+    return lambda layer: expected_distinct_experts(
+        layer.num_experts, layer.top_k, tokens, weightless=layer.num_weightless_choices
+    )
 
 
 def params_by_class(shape: ModelShape) -> Mapping[TensorClass, int]:
@@ -63,8 +67,10 @@ def total_params(shape: ModelShape) -> int:
 
 
 def active_params(shape: ModelShape) -> int:
-    """Parameters that one token uses, with the lm_head matrix, without the embedding."""
-    return _always_read_params(shape) + sum(layer.top_k * layer.expert_params for layer in shape.layers)
+    """Parameters that one token uses, with the lm_head matrix, without the embedding; at most, where a router has
+    choices without weights."""
+    routed = sum(layer.top_k * layer.expert_params for layer in shape.layers)
+    return _always_read_params(shape) + routed - sum(map(_unchosen_mixer_params, shape.layers))
 
 
 def activated_weight_bytes(
@@ -78,7 +84,8 @@ def activated_weight_bytes(
     head = shape.lm_head_params * widths["lm_head"]
     tied = 0 if shape.lm_head_params else shape.lm_head_matrix_params * widths["embedding"]
     experts = sum(distinct_experts(layer) * layer.expert_params for layer in shape.layers if layer.num_experts)
-    return fixed + head + tied + experts * widths["routed_expert"]
+    unread = sum(_unread_mixer_params(layer, distinct_experts) for layer in shape.layers)
+    return fixed + head + tied + experts * widths["routed_expert"] - unread * widths["mixer"]
 
 
 def kv_bytes_per_token(shape: ModelShape, bytes_per_element: float) -> float:
@@ -144,3 +151,17 @@ def _kept(shape: ModelShape, context_tokens: int, *, is_index: bool) -> int:
     """Elements."""
     chosen = (one for one in key_sets(shape.layers) if one.is_index == is_index)
     return sum(one.elements * one.keys.kept(context_tokens) for one in chosen)
+
+
+def _unchosen_mixer_params(layer: LayerShape) -> int:
+    return (layer.mixer_num_experts - layer.mixer_top_k) * layer.mixer_expert_params
+
+
+def _unread_mixer_params(layer: LayerShape, distinct_experts: DistinctExperts) -> float:
+    """Of a mixer's own experts, those that no token of a pass chooses."""
+    if not layer.mixer_num_experts:
+        return 0.0
+    inside = replace(
+        layer, num_experts=layer.mixer_num_experts, top_k=layer.mixer_top_k, num_weightless_choices=0
+    )  # fmt: skip
+    return (layer.mixer_num_experts - distinct_experts(inside)) * layer.mixer_expert_params

@@ -7,11 +7,13 @@ model repository is never run. What comes out is for `shape`; nothing here count
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -42,10 +44,12 @@ def meta_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
     """
     raw = source if isinstance(source, Mapping) else read_config(source)
     config = _known_config(raw)
-    for built in (config, config.get_text_config(decoder=True)):
+    text = config.get_text_config(decoder=True)
+    for built in (config, text, *_wrappers_of(text)):
         for auto in AUTO_CLASSES:
             if type(built) in auto._model_mapping:
-                return _built(auto, built, raw)
+                model = _built(auto, built, raw)
+                return model if built in (config, text) else _text_alone(model)
     raise UnsupportedModelError(f"model type {raw['model_type']!r} can't be built as a language model")
 
 
@@ -58,6 +62,25 @@ def _built(auto: Any, config: PreTrainedConfig, raw: Mapping[str, Any]) -> PreTr
         raise UnsupportedModelError(
             f"model type {raw['model_type']!r} can't be built as a language model: {cause}"
         ) from error
+    return model
+
+
+def _wrappers_of(text: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Configurations of the same family that hold one like `text` as their text model (Step 3.7, of Step 3.5)."""
+    kinds: list[Any] = [kind for kind in vars(sys.modules[type(text).__module__]).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if issubclass(kind, PreTrainedConfig) and kind.sub_configs.get("text_config") is type(text):
+            yield kind(text_config=text)
+
+
+def _text_alone(model: PreTrainedModel) -> PreTrainedModel:
+    """Without what a wrapper holds beside its text model and shares no weight with it: that only helped to build it."""
+    text: nn.Module = model.get_decoder()
+    own = set(text.parameters())
+    for holder in [one for one in model.modules() if text in one.children()]:
+        for name, child in list(holder.named_children()):
+            if own.isdisjoint(child.parameters()):
+                delattr(holder, name)
     return model
 
 

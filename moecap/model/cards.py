@@ -65,6 +65,8 @@ def near_ids(model: str) -> list[str]:
 def card_text(card: Card) -> str:
     """A card as it is kept: JSON with layers that are alike written once."""
     document = to_jsonable(replace(card, shape=replace(card.shape, layers=())))
+    if not card.shape.further_row_elements:
+        del document["shape"]["further_row_elements"]
     alike = groupby(card.shape.layers, key=lambda layer: replace(layer, index=0))
     document["shape"]["layers"] = [
         {"from": members[0].index, "count": len(members), **_without_defaults(layer)}

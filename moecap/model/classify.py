@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from moecap.errors import UnsupportedModelError
+from moecap.model.experts import VISION, expert_pieces, with_weights
 from moecap.model.mixers import is_norm, is_residual, recognise_mixer
+from moecap.model.text_model import embedding_of, head_of, is_text, stacks_of, text_root
 from moecap.records import TensorClass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EXPERTS = "experts"
-ROUTERS = ("gate", "router")
+ROUTERS = ("gate", "router", "router_gate")
 DENSE_FFNS = ("mlp", "feed_forward", "ffn")
 SHARED_EXPERTS = ("shared_expert", "shared_mlp")
+PER_LAYER = "per_layer_"
+"""Projections of the inputs that Gemma gives to each layer apart from the stream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +39,12 @@ class Part:
     layer: int | None
     """None: outside the decoder's layers."""
     module: nn.Module
+    path: str
+    """Of `module` in the model."""
     parent: nn.Module
-    """What holds `module`; `module` itself for loose parameters."""
+    """What holds `module`, or the loose parameters; outside the layers what holds these, a module of its own or not."""
     parameters: Mapping[str, nn.Parameter]
-    """By full name."""
+    """By full name; of experts only the rows that an expert uses."""
 
     @property
     def params(self) -> int:
@@ -49,21 +55,11 @@ class Part:
     def matmul_params(self) -> int:
         """Parameters that are operands of matrix products: no bias, norm, scale or convolution."""
         owners = dict(self.module.named_modules())
-        local = {id(p): name for name, p in self.module.named_parameters()}
         return sum(
             parameter.numel()
-            for parameter in self.parameters.values()
-            if _is_matrix(local[id(parameter)], parameter, owners, in_mixer=self.tensor_class == "mixer")
+            for name, parameter in self.parameters.items()
+            if _is_matrix(name.removeprefix(f"{self.path}."), parameter, owners, in_mixer=self.tensor_class == "mixer")
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stack:
-    """A list of layers: the decoder, or of two stacks the encoder or the decoder."""
-
-    path: str
-    layers: nn.ModuleList
-    is_encoder: bool
 
 
 def classify_parameters(model: PreTrainedModel) -> dict[str, tuple[TensorClass, int | None]]:
@@ -81,7 +77,7 @@ def parts_of(model: PreTrainedModel) -> list[Part]:
     """
     stacks = stacks_of(model)
     inside = {name for stack in stacks for name, _ in stack.layers.named_parameters(prefix=stack.path)}
-    parts = list(_outer_parts(model, inside))
+    parts = list(_outer_parts(model, inside, sum(len(stack.layers) for stack in stacks) - 1))
     index = 0
     for stack in stacks:
         for number, layer in enumerate(stack.layers):
@@ -91,60 +87,11 @@ def parts_of(model: PreTrainedModel) -> list[Part]:
     return parts
 
 
-def stacks_of(model: PreTrainedModel) -> list[Stack]:
-    """The text model's lists of layers, an encoder's first."""
-    decoder = _stack(model, model.get_decoder(), is_encoder=False)
-    if not model.config.is_encoder_decoder:
-        return [decoder]
-    return [_stack(model, model.get_encoder(), is_encoder=True), decoder]
-
-
-def other_params(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters of a multimodal wrapper outside its text model, by module (`visual`, `audio_tower`)."""
-    root = _text_root(model)
-    container = root.rpartition(".")[0]
-    found = Counter[str]()
-    for name, parameter in model.named_parameters():
-        if not _is_text(model, root, name, parameter):
-            found[name.removeprefix(f"{container}.").partition(".")[0]] += parameter.numel()
-    return dict(found)
-
-
-def _stack(model: PreTrainedModel, inside: nn.Module, *, is_encoder: bool) -> Stack:
-    config = model.config.get_text_config(decoder=True)
-    root = _path_of(model, inside)
-    lists = [(name, module) for name, module in inside.named_modules() if isinstance(module, nn.ModuleList)]
-    counted = [pair for pair in lists if len(pair[1]) == config.num_hidden_layers]
-    named = [pair for pair in lists if pair[0] in ("layers", "block")]  # an encoder may have another number of them
-    for name, module in counted + named:
-        return Stack(path=f"{root}.{name}" if root else name, layers=module, is_encoder=is_encoder)
-    raise UnsupportedModelError(
-        f"{model.config.model_type}: no list of {config.num_hidden_layers} layers in {type(inside).__name__}"
-    )
-
-
-def _path_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(str(name) for name, module in model.named_modules() if module is wanted)
-
-
-def _text_root(model: PreTrainedModel) -> str:
-    """Path of the text model; empty when it is the whole, encoder and all."""
-    return "" if model.config.is_encoder_decoder else _path_of(model, model.get_decoder())
-
-
-def _is_text(model: PreTrainedModel, root: str, name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is the text model's: in it, or its embedding or head."""
-    head = model.get_output_embeddings()
-    if not root or name.startswith(f"{root}.") or parameter is model.get_input_embeddings().weight:
-        return True
-    return any(parameter is one for one in head.parameters())
-
-
 def _check_complete(model: PreTrainedModel, parts: Sequence[Part]) -> None:
     """Layers that share a parameter would count it twice: such a model is refused."""
-    root = _text_root(model)
+    root = text_root(model)
     counted = Counter(name for part in parts for name in part.parameters)
-    counted.subtract(name for name, parameter in model.named_parameters() if _is_text(model, root, name, parameter))
+    counted.subtract(name for name, parameter in model.named_parameters() if is_text(model, root, name, parameter))
     wrong = [name for name, surplus in counted.items() if surplus]
     if wrong:
         raise UnsupportedModelError(
@@ -152,46 +99,123 @@ def _check_complete(model: PreTrainedModel, parts: Sequence[Part]) -> None:
         )
 
 
-def _outer_parts(model: PreTrainedModel, inside_layers: Set[str]) -> Iterator[Part]:
-    """Embedding, final norm, lm_head. By identity, because a tied matrix is listed under whichever name comes first."""
-    root, embedding, head = _text_root(model), model.get_input_embeddings(), model.get_output_embeddings()
+def _outer_parts(model: PreTrainedModel, inside_layers: Set[str], last_layer: int) -> Iterator[Part]:
+    """Embedding, final norm, lm_head. By identity, because a tied matrix is listed under whichever name comes first.
+
+    What projects a token's embedding to the inputs of all layers (Gemma) counts with the first layer, what mixes the
+    streams of hyper-connections after the last one with that.
+    """
+    root, embedding, head = text_root(model), embedding_of(model), head_of(model)
     for name, parameter in model.named_parameters():
-        if name in inside_layers or not _is_text(model, root, name, parameter):
+        if name in inside_layers or not is_text(model, root, name, parameter):
             continue
         path = name.rpartition(".")[0]
         owner = model.get_submodule(path)
+        layer = None
         if isinstance(owner, nn.Embedding) or parameter is embedding.weight:
             kind: TensorClass = "embedding"
         elif owner is head:
             kind = "lm_head"
-        elif is_norm(owner) or is_residual(owner):
+        elif is_norm(owner) or (path == root and parameter.dim() == 1):
             kind = "norm"
+        elif is_residual(owner) or is_residual(model.get_submodule(path.rpartition(".")[0])):
+            kind, layer = "norm", last_layer if parameter.dim() > 1 else None
+        elif path.startswith(f"{root}.{PER_LAYER}"):
+            kind, layer = "dense_ffn", 0
         else:
             raise _unknown(path, owner)
-        yield Part(tensor_class=kind, layer=None, module=owner, parent=model, parameters={name: parameter})
+        held = owner if isinstance(owner, nn.Linear) else nn.ParameterDict({name.rpartition(".")[2]: parameter})
+        yield Part(tensor_class=kind, layer=layer, module=held, path=path, parent=owner, parameters={name: parameter})
 
 
 def _layer_parts(module: nn.Module, prefix: str, layer: int) -> Iterator[Part]:
     """Parts of one layer, or of a container inside it: a module that holds a mixer or experts among other things."""
-    loose = {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters(recurse=False)}
-    if loose and not hasattr(module, EXPERTS):
-        raise _unknown(prefix, module)
-    if loose:  # beside the experts, what isn't a module belongs to the choice among them (correction biases)
-        yield Part(tensor_class="router", layer=layer, module=module, parent=module, parameters=loose)
+
+    def part(kind: TensorClass, held: nn.Module, path: str, parameters: Mapping[str, nn.Parameter]) -> Part:
+        return Part(tensor_class=kind, layer=layer, module=held, path=path, parent=module, parameters=parameters)
+
+    pieces = expert_pieces(module)
+    for name, parameter in module.named_parameters(recurse=False):
+        alone = nn.ParameterDict({name: parameter})
+        yield part(_loose_class(module, prefix, name), alone, prefix, {f"{prefix}.{name}": parameter})
+    for kind, group in _groups(module, pieces):
+        held = module if kind == "routed_expert" else nn.ModuleDict(group)
+        yield part(kind, held, prefix, _parameters_of(group, prefix))
+        pieces |= group
     for name, child in module.named_children():
         path = f"{prefix}.{name}"
-        parameters = {f"{path}.{key}": parameter for key, parameter in child.named_parameters()}
-        role = _role(name, child)
-        if not parameters:
+        parameters = _parameters_of({name: child}, prefix)
+        if not parameters or name in pieces or name.startswith(VISION):
             continue
+        role = _role(name, child)
         if role is None and hasattr(module, EXPERTS) and isinstance(child, nn.Linear):
             role = "dense_ffn"  # around latent experts: into and out of their narrower space
+        if role == "routed_expert":
+            parameters = with_weights(child, parameters)
         if role is not None:
-            yield Part(tensor_class=role, layer=layer, module=child, parent=module, parameters=parameters)
+            yield part(role, child, path, parameters)
         elif _is_container(child):
             yield from _layer_parts(child, path, layer)
+        elif _is_lookup(child):
+            yield from _lookup_parts(child, path, layer)
         else:
             raise _unknown(path, child)
+
+
+def _is_lookup(module: nn.Module) -> bool:
+    """Tables and what brings their rows into the stream, nothing else (Qwen4-Exp's n-grams)."""
+    holders = [one for one in module.modules() if any(True for _ in one.parameters(recurse=False))]
+    known = (nn.Embedding, nn.Linear, nn.Conv1d)
+    has_table = any(isinstance(one, nn.Embedding) for one in holders)
+    return has_table and all(isinstance(one, known) or is_norm(one) for one in holders)
+
+
+def _lookup_parts(module: nn.Module, prefix: str, layer: int) -> Iterator[Part]:
+    """Tables are embedding, outside the layers; projections are dense FFN, a convolution is a mixer of its own."""
+    for name, one in module.named_modules():
+        parameters = {f"{prefix}.{name}.{key}": value for key, value in one.named_parameters(recurse=False)}
+        if not parameters:
+            continue
+        kind: TensorClass = "norm" if is_norm(one) else "dense_ffn"
+        held, outside = one, isinstance(one, nn.Embedding)
+        if isinstance(one, nn.Conv1d):
+            kind, held = "mixer", nn.ModuleDict({"conv1d": one})
+        yield Part(
+            tensor_class="embedding" if outside else kind, layer=None if outside else layer, module=held,
+            path=f"{prefix}.{name}", parent=module.get_submodule(name.rpartition(".")[0]), parameters=parameters,
+        )  # fmt: skip
+
+
+def _groups(module: nn.Module, pieces: Mapping[str, nn.Module]) -> Iterator[tuple[TensorClass, dict[str, nn.Module]]]:
+    """Children of one role together: experts in pieces, the projections beside them that every token passes, and those
+    that mix a layer's own input in (Gemma)."""
+    linears = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
+    beside = {name: child for name, child in linears.items() if name not in ROUTERS}
+    per_layer = {name: child for name, child in linears.items() if name.startswith(PER_LAYER)}
+    if pieces:
+        yield "routed_expert", dict(pieces)
+    if pieces and beside:
+        yield "shared_expert", dict(beside)
+    if per_layer:
+        yield "dense_ffn", dict(per_layer)
+
+
+def _parameters_of(children: Mapping[str, nn.Module], prefix: str) -> dict[str, nn.Parameter]:
+    return {
+        f"{prefix}.{name}.{key}": parameter
+        for name, child in children.items()
+        for key, parameter in child.named_parameters()
+    }
+
+
+def _loose_class(module: nn.Module, prefix: str, name: str) -> TensorClass:
+    """Of a parameter that isn't a module's: beside the experts it belongs to the choice among them (correction biases),
+    beside experts in pieces it is the bias of their sum, in a layer it may scale the residual stream."""
+    if hasattr(module, EXPERTS):
+        return "router"
+    if expert_pieces(module) or "residual" in name:
+        return "norm"
+    raise _unknown(prefix, module)
 
 
 def _role(name: str, module: nn.Module) -> TensorClass | None:
@@ -220,6 +244,8 @@ def _is_feed_forward(module: nn.Module) -> bool:
 def _is_container(module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleList):
         return True
+    if any(expert_pieces(one) for one in module.modules()):
+        return True
     inner = (pair for pair in module.named_modules() if pair[0])
     roles = ("mixer", "routed_expert", "dense_ffn")
     return any(_role(path.rpartition(".")[2], child) in roles for path, child in inner)
@@ -230,8 +256,8 @@ def _is_matrix(name: str, parameter: nn.Parameter, owners: Mapping[str, nn.Modul
     if isinstance(owners[owner_path], nn.Linear):
         return leaf == "weight"
     # Experts and routers hold bare matrices; fused experts' biases are two-dimensional as well. A mixer's bare
-    # parameters are sinks, decays and convolutions.
-    return parameter.dim() > 1 and not leaf.endswith("bias") and not in_mixer
+    # parameters are sinks, decays and convolutions; queries attend to a residual stream's own blocks.
+    return parameter.dim() > 1 and not leaf.endswith(("bias", "query")) and not in_mixer
 
 
 def _unknown(path: str, module: nn.Module) -> UnsupportedModelError:

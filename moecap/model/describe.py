@@ -5,7 +5,7 @@ Models with a shape card are described from it, without network, torch or transf
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,26 @@ def document(described: Described, dtype: str | None = None, kv_dtype: str | Non
             "total": described.published.total, "active": described.published.active,
             "source": described.published.source, "note": described.published.note,
         },
-        "origin": described.origin, "source": described.source, "notes": list(described.notes),
+        "origin": described.origin, "source": described.source, "notes": [*described.notes, *_shape_notes(shape)],
     }  # fmt: skip
+
+
+def _shape_notes(shape: ModelShape) -> Iterator[str]:
+    """What a reader of the numbers must know of the model's kind."""
+    for layer in shape.layers:
+        if layer.num_weightless_choices:
+            yield (
+                f"the router also chooses among {layer.num_weightless_choices} without weights: active parameters are "
+                f"those of a token that takes {layer.top_k} experts, the most"
+            )
+            break
+    for layer in shape.layers:
+        if layer.mixer_num_experts:
+            yield (
+                f"attention has {layer.mixer_num_experts} experts of its own, top-{layer.mixer_top_k}, counted as "
+                "mixers; all of them are in mixer_params, the chosen ones in active_params"
+            )
+            break
 
 
 def _widths(shape: ModelShape, stored: StoredWeights | None, dtype: str | None) -> Mapping[TensorClass, float] | None:

@@ -36,6 +36,12 @@ class Mixer:
     index_elements_per_key: int = 0
     index_flops_per_pair: int = 0
     tokens_per_index_key: int = 1
+    matmul_params_beyond_linears: int = 0
+    """Matrix parameters that one token uses in bare tensors, each as often as it is multiplied by."""
+    num_experts: int = 0
+    """Experts inside the mixer itself; of these a token uses `top_k`."""
+    top_k: int = 0
+    expert_params: int = 0
 
 
 def recognise_mixer(module: nn.Module) -> Mixer | None:
@@ -188,7 +194,7 @@ def _relative_position_attention(module: Any) -> Mixer | None:
 
 def _softmax_attention(module: Any) -> Mixer | None:
     """Multi-head, grouped-query or multi-query attention; sinks, query norms and output gates change nothing here. An
-    indexer may select blocks of tokens (MiniMax-M3).
+    indexer may select blocks or pools of tokens (MiniMax-M3, Qwen4-Exp).
 
     Heads come from the weights: families override head counts and value widths per layer, and gates widen q_proj.
     """
@@ -216,6 +222,7 @@ def _softmax_attention(module: Any) -> Mixer | None:
         score_flops_per_pair=2 * heads * (key_dim + value_dim),
         kv_elements_per_token=kv_heads * (key_dim + value_dim),
         **_block_selection(module),
+        **_pool_selection(module),
     )
 
 
@@ -223,7 +230,7 @@ def _block_selection(attention: Any) -> dict[str, int]:
     """MiniMax-M3: an indexer's heads score every token against one key per token; each key-value head attends to the
     blocks with the best tokens, and to the query's own."""
     indexer = getattr(attention, "indexer", None)
-    if indexer is None:
+    if indexer is None or not _has(indexer, *INDEXER_OF_BLOCKS):
         return {}
     return {
         "selected_max": indexer.topk_blocks * indexer.block_size,
@@ -233,14 +240,101 @@ def _block_selection(attention: Any) -> dict[str, int]:
     }
 
 
-def _only_projections(module: nn.Module) -> bool:
-    """Linears and norms alone, and an indexer of blocks: a compressor, convolution or expert inside, or another
-    indexer, makes it another kind of mixer."""
-    holders = (child for child in module.children() if any(True for _ in child.parameters()))
-    return all(
-        isinstance(child, nn.Linear) or is_norm(child) or _has(child, "topk_blocks", "block_size", "local_blocks")
-        for child in holders
+def _pool_selection(attention: Any) -> dict[str, int]:
+    """QSA (Qwen4-Exp): an indexer's heads score the mean key of every whole pool of tokens, summed without weights; a
+    query attends to the best pools and to what comes after the last. Counted as if of a pool its mean alone were kept.
+    """
+    indexer = getattr(attention, "indexer", None)
+    if indexer is None or not _has(indexer, *INDEXER_OF_POOLS):
+        return {}
+    pool, width = indexer.compress_ratio, indexer.index_head_dim
+    return {
+        "selected_max": indexer.block_topk * pool + pool - 1,
+        "selected_block": pool,
+        "index_elements_per_key": width,
+        "index_flops_per_pair": 2 * indexer.index_n_heads * width,
+        "tokens_per_index_key": pool,
+        "waiting_elements": (pool - 1) * width,
+    }
+
+
+def _convolved_attention(module: Any) -> Mixer | None:
+    """Inkling's attention: keys and values pass short convolutions, scores get a bias that the query mixes from a bank
+    of profiles by distance, one product per head. Taps may be projected from the token (Inkling 2)."""
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "k_sconv", "v_sconv", "rel_logits_proj", "num_heads", "head_dim")
+    if not (_has(module, *names) and _only_projections(module, "k_sconv", "v_sconv", "rel_logits_proj", *CLIPS)):
+        return None
+    heads, kept = module.num_heads, module.k_proj.out_features + module.v_proj.out_features
+    return Mixer(
+        kind="full_attention",
+        score_flops_per_pair=4 * heads * module.head_dim,
+        kv_elements_per_token=kept,
+        state_elements=_remembered(module.k_sconv.conv_kernel_size, kept),
+        matmul_params_beyond_linears=heads * module.rel_logits_proj.proj.numel(),
     )
+
+
+CLIPS = ("q_l2_clip", "rel_l2_clip")
+"""Norms by another name."""
+
+
+def _convolution_of_the_stream(module: Any) -> Mixer | None:
+    """A short convolution by itself (Inkling's over a sublayer's output, Qwen4-Exp's over what n-grams bring in): its
+    last inputs are all that it keeps."""
+    if [name for name, _ in module.named_children()] != ["conv1d"] or not isinstance(module.conv1d, nn.Conv1d):
+        return None
+    return Mixer(kind="linear", state_elements=_convolution_state(module.conv1d))
+
+
+def _compressed_convolutional_attention(module: Any) -> Mixer | None:
+    """CCA (Zaya): queries and keys pass two convolutions, half of each value comes from the token before."""
+    inner = getattr(module, "qkv_proj", None)
+    if inner is None or not _has(inner, "conv_qk_depthwise", "conv_qk_grouped", "v_proj_current", "v_proj_delayed"):
+        return None
+    width, kept = inner.q_proj.out_features, 2 * inner.k_proj.out_features
+    convolved = _convolution_state(inner.conv_qk_depthwise) + _convolution_state(inner.conv_qk_grouped)
+    return Mixer(
+        kind="full_attention",
+        score_flops_per_pair=4 * width,
+        kv_elements_per_token=kept,
+        state_elements=convolved + inner.v_proj_delayed.out_features,
+    )
+
+
+def _mixture_of_attention_heads(module: Any) -> Mixer | None:
+    """MoA (JetMoe): each expert has its own queries and output over keys and values that all of them share."""
+    experts = getattr(module, "experts", None)
+    if experts is None or not _has(module, "kv_proj", "top_k", "head_dim"):
+        return None
+    stacks = [parameter for parameter in experts.parameters() if parameter.dim() == 3]
+    one, kept = sum(stack[0].numel() for stack in stacks), module.kv_proj.out_features
+    return Mixer(
+        kind="full_attention",
+        score_flops_per_pair=module.top_k * 2 * kept,
+        kv_elements_per_token=kept,
+        matmul_params_beyond_linears=module.top_k * one,
+        num_experts=stacks[0].shape[0],
+        top_k=module.top_k,
+        expert_params=one,
+    )
+
+
+def _only_projections(module: nn.Module, *known: str) -> bool:
+    """Linears, norms, an indexer of blocks or pools and `known` children alone: a compressor, convolution or expert
+    inside, or another indexer, makes it another kind of mixer."""
+    holders = ((name, child) for name, child in module.named_children() if any(True for _ in child.parameters()))
+    return all(
+        isinstance(child, nn.Linear) or is_norm(child) or name in known or _is_known_indexer(child)
+        for name, child in holders
+    )
+
+
+def _is_known_indexer(module: nn.Module) -> bool:
+    return _has(module, *INDEXER_OF_BLOCKS) or _has(module, *INDEXER_OF_POOLS)
+
+
+INDEXER_OF_BLOCKS = ("topk_blocks", "block_size", "local_blocks")
+INDEXER_OF_POOLS = ("index_qk_proj", "block_topk", "compress_ratio", "index_n_heads", "index_head_dim")
 
 
 def _has(module: nn.Module, *names: str) -> bool:
@@ -249,7 +343,11 @@ def _has(module: nn.Module, *names: str) -> bool:
 
 def _convolution_state(convolution: nn.Conv1d) -> int:
     """Inputs that a causal convolution must remember: all of its window but the current token."""
-    return convolution.in_channels * (convolution.kernel_size[0] - 1)
+    return convolution.dilation[0] * _remembered(convolution.kernel_size[0], convolution.in_channels)
+
+
+def _remembered(kernel_size: int, channels: int) -> int:
+    return channels * (kernel_size - 1)
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> nn.Linear | None:
@@ -268,4 +366,8 @@ RECOGNISERS: tuple[Callable[[Any], Mixer | None], ...] = (
     _short_convolution,
     _relative_position_attention,
     _softmax_attention,
+    _convolved_attention,
+    _convolution_of_the_stream,
+    _compressed_convolutional_attention,
+    _mixture_of_attention_heads,
 )

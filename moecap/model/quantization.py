@@ -1,7 +1,8 @@
 """What a checkpoint's `quantization_config` says: which matrices are packed, and how many bytes each then takes.
 
 Bytes are those of the files, scales, zero points and their like included. It knows names and sizes of matrices, no
-model and no module. Layouts: transformers' fp8 and mxfp4 integrations, compressed-tensors, modelopt, GPTQ and AWQ.
+model and no module. Layouts: transformers' fp8 and mxfp4 integrations, compressed-tensors, modelopt, GPTQ, AWQ and
+bitsandbytes.
 """
 
 from __future__ import annotations
@@ -117,6 +118,11 @@ def awq(bits: int, group: int) -> Packing:
     return Packing(name=f"awq int{bits} group {group}", bytes_of=bytes_of)
 
 
+def llm_int8() -> Packing:
+    """A byte a weight, a float32 scale per output, one byte that tells the order of the weights (bitsandbytes)."""
+    return Packing(name="int8 channel", bytes_of=lambda out, inp: out * inp + out * FLOAT32 + 1)
+
+
 # ------------------------------------------------------------------------------------------------------------- methods
 
 
@@ -151,6 +157,17 @@ def _gptq(config: Mapping[str, Any], _: int) -> Quantization:
     packing = gptq(int(config["bits"]), int(config.get("group_size", 128)))
     without = [re.compile(rule[2:]) for rule in config.get("dynamic") or {} if rule.startswith("-:")]
     return Quantization(method="gptq", packing_of=_unless(lambda name: any(r.search(name) for r in without), packing))
+
+
+def _bitsandbytes(config: Mapping[str, Any], _: int) -> Quantization:
+    """Eight bits alone: the layout of four depends on more than the block says."""
+    if not config.get("load_in_8bit"):
+        raise UnsupportedModelError(
+            "quant_method 'bitsandbytes' with 4 bits: what its files hold is unknown; "
+            "--dtype gives bytes as if all weights had one width"
+        )
+    skipped = config.get("llm_int8_skip_modules") or []
+    return Quantization(method="bitsandbytes", packing_of=_unless(_any_of(skipped), llm_int8()))
 
 
 def _awq(config: Mapping[str, Any], _: int) -> Quantization:
@@ -230,6 +247,7 @@ READERS: dict[str, Callable[[Mapping[str, Any], int], Quantization]] = {
     "awq": _awq,
     "modelopt": _modelopt,
     "compressed-tensors": _compressed_tensors,
+    "bitsandbytes": _bitsandbytes,
 }
 
 

@@ -17,8 +17,10 @@ from torch import nn
 from moecap.errors import UnsupportedModelError
 from moecap.model.activations import activation_elements
 from moecap.model.build import meta_model
-from moecap.model.classify import Part, classify_parameters, other_params, parts_of, stacks_of
+from moecap.model.classify import Part, classify_parameters, parts_of
+from moecap.model.experts import choices_without_weights
 from moecap.model.mixers import Mixer, is_residual, recognise_mixer
+from moecap.model.text_model import head_of, other_params, stacks_of
 from moecap.records import LayerShape, ModelShape, TensorClass
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["classify_parameters", "declared_top_k", "shape_from_config", "shape_of"]
 
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
-MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 MTP_LIKE_LAST_LAYER = {
     "deepseek_v3", "deepseek_v32", "deepseek_v4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "qwen3_5_moe_text",
     "bailing_hybrid",
@@ -74,12 +76,20 @@ def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
         layers=layers,
         embedding_params=outer["embedding"],
         lm_head_params=outer["lm_head"],
-        lm_head_matrix_params=model.get_output_embeddings().weight.numel(),
+        lm_head_matrix_params=head_of(model).weight.numel(),
         final_norm_params=outer["norm"],
+        further_row_elements=sum(map(_row_elements, parts)) - config.hidden_size,
         other_params=other_params(model),
         mtp_layers=(mtp_layers := next((n for name in MTP_LAYERS if (n := getattr(config, name, None))), 0)),
         mtp_params=_mtp_params(mtp_layers, config, by_layer[-1], [part for part in parts if part.layer is None]),
     )
+
+
+def _row_elements(part: Part) -> int:
+    """What one token looks up in a table: a row, or several of a table that n-grams share."""
+    if part.tensor_class != "embedding":
+        return 0
+    return sum(int(table.shape[1]) for table in part.parameters.values()) * getattr(part.parent, "ngram_heads", 1)
 
 
 def _mtp_params(count: int, config: PreTrainedConfig, last_layer: Sequence[Part], outer: Sequence[Part]) -> int | None:
@@ -92,7 +102,7 @@ def _mtp_params(count: int, config: PreTrainedConfig, last_layer: Sequence[Part]
     hidden = config.hidden_size
     named = [pair for part in last_layer for pair in part.parameters.items()]
     layer = sum(parameter.numel() for name, parameter in named if ".compressor." not in name)
-    streams = sum(part.params for part in outer if is_residual(part.module))
+    streams = sum(part.params for part in outer if is_residual(part.parent))
     return int(count * (layer + streams + 2 * hidden * hidden + 3 * hidden))
 
 
@@ -109,7 +119,7 @@ def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *,
         index=index,
         mixer=mixer.kind,
         mixer_params=params["mixer"],
-        mixer_matmul_params=_matmul_params(parts, "mixer"),
+        mixer_matmul_params=_matmul_params(parts, "mixer") + mixer.matmul_params_beyond_linears,
         score_flops_per_pair=mixer.score_flops_per_pair,
         kv_elements_per_token=mixer.kv_elements_per_token if keeps_kv else 0,
         window_tokens=window_tokens,
@@ -122,9 +132,13 @@ def _layer_shape(index: int, parts: Sequence[Part], config: PreTrainedConfig, *,
         index_elements_per_key=mixer.index_elements_per_key,
         index_flops_per_pair=mixer.index_flops_per_pair,
         tokens_per_index_key=mixer.tokens_per_index_key,
+        mixer_num_experts=mixer.num_experts,
+        mixer_top_k=mixer.top_k,
+        mixer_expert_params=mixer.expert_params,
         dense_ffn_params=params["dense_ffn"],
         num_experts=num_experts,
         top_k=top_k,
+        num_weightless_choices=_weightless_choices(parts, num_experts),
         expert_params=_share(experts.params, num_experts, experts) if experts else 0,
         num_shared_experts=_num_shared_experts(config) if params["shared_expert"] else 0,
         shared_expert_params=params["shared_expert"],
@@ -160,23 +174,27 @@ def _experts(parts: Sequence[Part], index: int) -> Part | None:
 
 
 def _mixer(index: int, parts: Sequence[Part], config: PreTrainedConfig) -> tuple[Mixer, int | None]:
-    """The layer's mixer and window; of several (cross-attention, two in one layer) the sum.
+    """The layer's mixer and window; of several (cross-attention, two in one layer, convolutions beside attention) the
+    sum, under the name of the one that keeps most.
 
     Hybrids that alternate mixers and MoE blocks have layers without a mixer.
     """
-    found = [part.module for part in parts if part.tensor_class == "mixer"]
-    mixers = [mixer for module in found if (mixer := recognise_mixer(module)) is not None]
-    if not mixers:
+    modules = [part.module for part in parts if part.tensor_class == "mixer"]
+    found = [(mixer, module) for module in modules if (mixer := recognise_mixer(module)) is not None]
+    if not found:
         return Mixer(kind="none"), None
+    main, module = max(found, key=lambda pair: pair[0].kv_elements_per_token)
+    mixers = [mixer for mixer, _ in found]
     if len(mixers) > 1 and any(one.selected_max or one.tokens_per_entry for one in mixers):
         raise UnsupportedModelError(f"layer {index}: attention that selects or compresses keys beside another mixer")
     mixer = replace(
-        mixers[0],
+        main,
         score_flops_per_pair=sum(one.score_flops_per_pair for one in mixers),
         kv_elements_per_token=sum(one.kv_elements_per_token for one in mixers),
         state_elements=sum(one.state_elements for one in mixers),
+        matmul_params_beyond_linears=sum(one.matmul_params_beyond_linears for one in mixers),
     )
-    window_tokens = _window_tokens(index, found[0], config) if mixer.kv_elements_per_token else None
+    window_tokens = _window_tokens(index, module, config) if mixer.kv_elements_per_token else None
     if window_tokens is not None and mixer.kind == "full_attention":
         mixer = replace(mixer, kind="sliding_attention")
     return mixer, window_tokens
@@ -191,11 +209,15 @@ def _window_tokens(index: int, module: nn.Module, config: PreTrainedConfig) -> i
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return getattr(module, "sliding_window", getattr(config, "sliding_window", None))
-    windows = {
-        "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size",
-        "compressed_sparse_attention": "sliding_window", "heavily_compressed_attention": "sliding_window",
-    }  # fmt: skip
-    return int(getattr(config, windows[kinds[index]])) if kinds[index] in windows else None
+    return int(getattr(config, WINDOWS[kinds[index]])) if kinds[index] in WINDOWS else None
+
+
+WINDOWS = {
+    "sliding_attention": "sliding_window", "hybrid_sliding": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+    "compressed_sparse_attention": "sliding_window", "heavily_compressed_attention": "sliding_window",
+}  # fmt: skip
+"""Layer type -> what the configuration calls its window."""
 
 
 def _num_experts(experts: Part) -> int:
@@ -208,6 +230,11 @@ def _num_experts(experts: Part) -> int:
     if count is None:
         raise UnsupportedModelError(f"{type(experts.module).__name__} doesn't tell how many experts it holds")
     return count
+
+
+def _weightless_choices(parts: Sequence[Part], num_experts: int) -> int:
+    routing = [part.module for part in parts if part.tensor_class in ("routed_expert", "router")]
+    return choices_without_weights(routing, num_experts)
 
 
 def _top_k(parts: Sequence[Part], config: PreTrainedConfig) -> int:

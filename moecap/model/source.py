@@ -18,6 +18,7 @@ from moecap.records import ModelSpec
 
 REFERENCE = "reference"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_URL = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?P<id>[^/?#]+/[^/?#]+)([/?#].*)?")
 LOCAL_PREFIXES = ("/", "./", "../", "~")
 WEIGHT_PATTERNS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
 """The first that a folder has files of is what loaders read: the same weights may lie there in another format too
@@ -46,13 +47,17 @@ def resolve(name: str) -> Path | str:
             "no model there" if path.exists() else "no such path", "model", name, "give a folder that holds config.json"
         )
     if not HUB_ID.fullmatch(name):
-        raise ConfigError(
-            "is no model",
-            "model",
-            name,
-            "use `reference`, a Hugging Face id (org/name) or a local folder with config.json",
-        )
+        raise ConfigError("is no model", "model", name, _remedy(name))
     return name
+
+
+def _remedy(name: str) -> str:
+    """Runs are compared by a model's one name: what means an id, but is written otherwise, isn't taken for it."""
+    url = HUB_URL.fullmatch(name)
+    meant = url["id"] if url else name.strip("/")
+    if "/" in meant and HUB_ID.fullmatch(meant):
+        return f"use its Hugging Face id, {meant}"
+    return "use `reference`, a Hugging Face id (org/name) or a local folder with config.json"
 
 
 def model_spec(name: str, revision: str | None = None) -> ModelSpec:

@@ -7,14 +7,14 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from moecap.errors import ConfigError, UnknownDeviceError
 from moecap.hardware.catalogue import DeviceSpec, find_device
 from moecap.packaged import config_path
+from moecap.prices.names import UNKNOWN_HOST, device_name, entry_for, host_name, row_named
 from moecap.prices.uncertain import AtLeastOne, NotNegative, Price, Uncertain
 
-UNKNOWN_HOST = "unknown-host-default"
 Positive = Annotated[float, Field(gt=0)]
 ComponentName = Literal["cpu", "dram", "ssd", "board", "network"]
 ALTERNATIVES = {
@@ -22,6 +22,10 @@ ALTERNATIVES = {
     "components": ("price_usd", "tdp_w"),
 }  # fmt: skip
 """Keys of a host or component: what a study writes replaces what it can't stand beside."""
+
+
+OF_A_NAME = "[key]"
+"""How pydantic marks that a mapping's key is wrong, not its value."""
 
 
 def _factors(given: tuple[float, float]) -> tuple[float, float]:
@@ -132,16 +136,28 @@ class Prices(_Strict):
     energy: Energy
     ownership: Ownership
     catalogue: CatalogueRanges
-    hosts: dict[str, Host]
-    devices: dict[str, Device] = {}
+    hosts: dict[Annotated[str, AfterValidator(host_name)], Host]
+    devices: dict[Annotated[str, AfterValidator(device_name)], Device] = {}
+
+    @field_validator("hosts", "devices")
+    @classmethod
+    def _named_once(cls, entries: dict[str, Any]) -> dict[str, Any]:
+        rows: dict[str, list[str]] = {}
+        for name in entries:
+            rows.setdefault(row_named(name) or name, []).append(name)
+        for row, names in rows.items():
+            if len(names) > 1:
+                raise ValueError(f"prices {row} as {' and '.join(map(repr, names))}; write one of them")
+        return entries
 
     def host(self, hostname: str, cpu_model: str) -> Host:
-        """By host name, else by CPU model, else the labelled default."""
-        return self.hosts.get(hostname) or self.hosts.get(cpu_model) or self.hosts[UNKNOWN_HOST]
+        """By host name, else by CPU model, whichever name of the catalogue's, else the labelled default."""
+        return self.hosts[entry_for(hostname, self.hosts) or entry_for(cpu_model, self.hosts) or UNKNOWN_HOST]
 
     def device(self, key: str) -> Device | None:
-        """By catalogue key: as priced here, and by the catalogue what is not; None when neither knows the device."""
-        mine = self.devices.get(key)
+        """By catalogue key, or name where there is none: as priced here, and by the catalogue what is not; None when
+        neither knows the device."""
+        mine = self._own(key)
         try:
             rated = self.rated(find_device(key))
         except UnknownDeviceError:
@@ -150,9 +166,13 @@ class Prices(_Strict):
 
     def ranges_told(self, key: str) -> str:
         """The label of the catalogue's ranges, if a price of this device may be the catalogue's; else nothing."""
-        mine = self.devices.get(key)
+        mine = self._own(key)
         own = mine is not None and None not in (mine.price_usd, mine.rental_usd_per_hour)
         return "" if own else self.catalogue.label
+
+    def _own(self, key: str) -> Device | None:
+        entry = entry_for(key, self.devices)
+        return None if entry is None else self.devices[entry]
 
     def rated(self, spec: DeviceSpec) -> Device:
         """As the hardware catalogue has it. Its hourly prices are those of cloud instances, host and all."""
@@ -199,7 +219,7 @@ def load_prices(overrides: Mapping[str, Any]) -> Prices:
         return Prices.model_validate(merged_prices(overrides))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in ("prices", *first["loc"]))
+        key = ".".join(str(part) for part in ("prices", *first["loc"]) if part != OF_A_NAME)
         remedy = "see configs/prices.yaml for the keys and their units"
         raise ConfigError(first["msg"].removeprefix("Value error, "), key, first["input"], remedy) from error
 

@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+import re
 import subprocess
 import sys
 from datetime import date
@@ -125,6 +126,12 @@ def test_an_unknown_device_is_told_the_nearest_keys() -> None:
     assert pickle.loads(pickle.dumps(caught.value)).value == "h100-sxm"
 
 
+@pytest.mark.parametrize("name", ["nvidia-rtx-4090", "NVIDIA RTX 4090", "rtx4090", "geforce 4090"])
+def test_the_nearest_keys_are_of_the_same_model_number(name: str) -> None:
+    with pytest.raises(UnknownDeviceError, match="nearest keys: nvidia-geforce-rtx-4090-24gb, "):
+        find_device(name)
+
+
 def test_a_name_that_does_not_tell_is_refused_with_the_keys() -> None:
     with pytest.raises(UnknownDeviceError, match="agx-orin-64gb, nvidia-jetson-orin-nx-16gb"):
         find_device("Orin (nvgpu)")
@@ -142,6 +149,18 @@ def test_no_name_belongs_to_two_devices() -> None:
         for name in (spec.key, spec.product_name, *spec.aliases):
             carried.setdefault(name.lower(), set()).add(spec.key)
     assert not {name: keys for name, keys in carried.items() if len(keys) > 1}
+
+
+CHECKABLE = re.compile(
+    r"https?://\S|[\w.-]+/[\w.-]+:\S|arithmetic|datasheet|white paper|arXiv|PCI id|[\w.]+\.(com|net)\b"
+)
+WITHOUT_ADDRESS = ("RunPod gpuTypes snapshot 20", "nvidia-smi outputs that users published", "second-hand: ")
+
+
+def test_every_source_can_be_looked_up_or_says_that_it_cannot() -> None:
+    for spec in catalogue().values():
+        for source in spec.source.split("; "):
+            assert CHECKABLE.search(source) or source.startswith(WITHOUT_ADDRESS), (spec.key, source)
 
 
 def test_what_is_unverified_is_stated_and_peaks_say_so() -> None:

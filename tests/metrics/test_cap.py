@@ -28,8 +28,8 @@ def row(metric: str, value: float | None, half: float | None = None, **changes: 
 
 
 def system(
-    name: str, cost: float | None, accuracy: float | None, speed: float | None, *, halves: tuple[float, ...] = (),
-    concurrency: int = 2, slo_share: float | None = None,
+    name: str, cost: float | None, accuracy: float | None, speed: float | None, *,
+    halves: tuple[float | None, ...] = (), concurrency: int = 2, slo_share: float | None = None,
 ) -> list[MeasuredPoint]:  # fmt: skip
     h = halves or (None, None, None)
     rows = [row(COST, cost, h[0]), row(SPEED, speed, h[2]), row(SPEED, 1e9, phase="decode")]
@@ -74,6 +74,15 @@ def test_class_needs_the_weakest_interval_wholly_under_the_others() -> None:
     assert apart["c"]["class"] == "PC" and overlapping["c"]["class"] == "balanced"
     assert apart["c"]["ci95"]["accuracy"] == pytest.approx([0.83, 0.87])
     assert apart["a"]["ci95"]["cost"] is None
+
+
+def test_an_axis_without_an_interval_is_its_value() -> None:
+    """The same c as above: cost of 0.75 has no interval, accuracy of 0.5 +- 0.3 or none."""
+    ends = (system("a", 1.0, 0.9, 50.0), system("b", 5.0, 0.8, 90.0))
+    unknown = entries(*ends, system("c", 2.0, 0.85, 80.0))
+    known = entries(*ends, system("c", 2.0, 0.85, 80.0, halves=(None, 0.03, None)))
+    assert unknown["c"]["ci95"] == {"cost": None, "accuracy": None, "performance": None}
+    assert (unknown["c"]["class"], known["c"]["class"]) == ("PC", "balanced")
 
 
 def test_a_single_system_is_best_and_marked() -> None:

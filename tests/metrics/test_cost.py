@@ -180,6 +180,19 @@ def test_overrides_merge_and_are_labelled() -> None:
         ),
         ({"hosts": {"h": {"components": {"ssd": {"price_usd_per_gb": 1}}, "label": "x"}}}, "hosts.h", "write gb"),
         ({"catalogue": {"price_range": [1.1, 2]}}, "prices.catalogue.price_range", "1.1"),
+        ({"devices": {"nvidia-rtx-4090": {}}}, "prices.devices.nvidia-rtx-4090 = 'nvidia-rtx-4090'", "rtx-4090-24gb"),
+        ({"devices": {"amd-epyc-9654": {}}}, "prices.devices.amd-epyc-9654", "priced under hosts"),
+        ({"hosts": {"nvidia-l4-24gb": {"price_usd": 1, "label": "x"}}}, "prices.hosts.nvidia-l4-24gb", "is no CPU"),
+        (
+            {"hosts": {"unknown-host-defualt": {"price_usd": 1, "label": "x"}}},
+            "prices.hosts.unknown-host-defualt",
+            "did you mean 'unknown-host-default'",
+        ),
+        (
+            {"devices": {"NVIDIA H100 80GB HBM3": {}, "nvidia-h100-sxm5-80gb": {}}},
+            "prices.devices",
+            "'NVIDIA H100 80GB HBM3' and 'nvidia-h100-sxm5-80gb'",
+        ),
     ],
 )
 def test_wrong_prices_name_key_value_and_remedy(changes: dict[str, Any], key: str, shown: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hand_made import PEAKS, a_run, accuracy_point, one_pass, performance_point, request, routed, sample
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moecap.metrics.reduce import headline, reduce_runs
@@ -45,6 +45,7 @@ def test_a_point_is_the_ratio_of_sums_with_an_interval_over_runs() -> None:
     assert all(row.ci95_low is None for row in per_run)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 50.0), min_size=2, max_size=5), st.integers(1, 4))
 def test_how_passes_are_spread_over_runs_does_not_change_a_point(durations: list[float], cut: int) -> None:
     """s_mbu of all passes in one run equals that of the same passes in two runs."""

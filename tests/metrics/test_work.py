@@ -87,6 +87,16 @@ def test_physical_bytes_by_hand() -> None:
     assert found.weight_bytes_min_bk.tolist() == [(100 + 4 * 50) * 4]
 
 
+def test_rows_of_further_tables_are_read_and_passed_on() -> None:
+    """7 elements beside the 5: read once and written once per row, of two requests and one of padding."""
+    decode = one_pass(0, Phase.DECODE, 0, 1, (1, 1), (8, 3), padded_tokens=1)
+    plain, more = (
+        work((decode,), (routed(0, (2, 2, 0, 0)),), replace(SHAPE, further_row_elements=count)).physical_bytes[0]
+        for count in (0, 7)
+    )
+    assert more - plain == 3 * 7 * (4 + 4)
+
+
 def test_without_logits_the_lm_head_is_not_read() -> None:
     chunk = one_pass(0, Phase.PREFILL, 0, 1, (6,), (6,), logits_tokens=0)
     whole = one_pass(1, Phase.PREFILL, 0, 1, (6,), (6,))

@@ -56,6 +56,19 @@ def test_what_is_no_id_is_refused(name: str) -> None:
         resolve(name)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "org/a-model/", "https://huggingface.co/org/a-model", "huggingface.co/org/a-model/",
+        "https://huggingface.co/org/a-model/tree/main", "https://hf.co/org/a-model?library=vllm",
+    ],
+)  # fmt: skip
+def test_an_id_written_otherwise_is_told(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(name)
+    assert caught.value.remedy == "use its Hugging Face id, org/a-model"
+
+
 def test_hub_revision_is_kept_as_given() -> None:
     assert model_spec("org/model").revision is None
     assert model_spec("org/model", "v2").revision == "v2"

@@ -48,6 +48,7 @@ def grouped(**weights: Any) -> dict[str, Any]:
         # 128-groups: 32 x 300 words of weights, 2 groups of 38 words of zero points and 300 scales, 256 group indices
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 32 * 300 * 4 + 2 * 38 * 4 + 2 * 300 * 2 + 256 * 4),
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, 256 * 38 * 4 + 2 * 38 * 4 + 2 * 300 * 2),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 76_800 + 300 * 4 + 1),
     ],
 )
 def test_bytes_of_a_matrix_by_hand(config: dict[str, Any], expected: int) -> None:
@@ -104,6 +105,14 @@ def test_routed_experts_of_another_width() -> None:
     assert (routed.bytes_of(300, 256), shared.bytes_of(300, 256)) == (38_400 + 300 * 8, 76_800 + 6 * 4)
 
 
+def test_what_bitsandbytes_leaves_out() -> None:
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": ["self_attn", "lm_head"]}
+    found = read_quantization(config, 2)
+    assert found is not None
+    assert found.packing_of("model.layers.0.self_attn.q_proj") is None
+    assert found.packing_of("model.layers.0.mlp.experts.0.up_proj") is not None
+
+
 def test_a_block_that_names_no_matrix_is_refused() -> None:
     """Layers under names that the built model doesn't have: what is packed can't be told."""
     raw = raw_config("deepseek-ai/DeepSeek-V4-Flash")
@@ -117,6 +126,8 @@ def test_unknown_methods_are_named() -> None:
     assert read_quantization(None, 2) is None
     with pytest.raises(UnsupportedModelError, match=r"'hqq'.*--dtype"):
         read_quantization({"quant_method": "hqq"}, 2)
+    with pytest.raises(UnsupportedModelError, match=r"'bitsandbytes' with 4 bits.*--dtype"):
+        read_quantization({"quant_method": "bitsandbytes", "load_in_4bit": True}, 2)
     with pytest.raises(UnsupportedModelError, match="INT3"):
         read_quantization({"quant_method": "modelopt", "quant_algo": "INT3"}, 2)
 

@@ -14,7 +14,7 @@ from moecap.model.keys import key_sets
 from moecap.model.shape import shape_of
 from moecap.records import LayerShape
 
-SPARSE = ["deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text", "deepseek_v4"]
+SPARSE = ["deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text", "deepseek_v4", "qwen4_exp_text"]
 TOKENS = 23
 HEADS = 4
 
@@ -37,7 +37,7 @@ def test_pairs_are_those_with_a_weight(family: str, tokens: int) -> None:
     assert attended == [HEADS * pairs(layer, tokens, tokens) for layer in shape_of(model, family).layers]
 
 
-@pytest.mark.parametrize("family", ["deepseek_v32", "deepseek_v4"])
+@pytest.mark.parametrize("family", ["deepseek_v32", "deepseek_v4", "qwen4_exp_text"])
 def test_pairs_of_a_decode_step(family: str) -> None:
     model = tiny(family)
     cache = run(model, TOKENS - 1).past_key_values
@@ -102,10 +102,10 @@ def test_flops_are_what_torch_counts() -> None:
 def test_flops_of_compressed_attention_are_what_torch_counts() -> None:
     """Eight tokens: 64 pairs in each layer's window, and two and one entries for each; keys and values of 32. Of the
     indexers torch counts the products of two heads of 16, not that they are weighted and summed. What mixes two streams
-    of 64, with a computed matrix twice a layer and by 128 x 2 weights at the model's end, is no layer's."""
+    of 64 by a computed matrix, twice a layer, is no weight."""
     model = tiny("deepseek_v4")
     linear = accounting.flops_per_token_linear(shape_of(model, "v4"))
-    per_pair, mixing = 2 * HEADS * (32 + 32), 4 * 2 * 2 * 2 * 2 * 64 + 2 * 128 * 2
+    per_pair, mixing = 2 * HEADS * (32 + 32), 4 * 2 * 2 * 2 * 2 * 64
     entries = 8 * (2 + 1 + 2) * per_pair + 8 * (2 + 2) * 2 * 2 * 16
     assert counted_flops(model, 8) == 8 * (linear + mixing) + 4 * 64 * per_pair + entries
 
@@ -123,6 +123,18 @@ def test_pools_of_tokens() -> None:
     assert own.index_flops_per_pair == 2 * 2 * (16 + 1)
     assert (own.tokens_per_index_key, own.index_elements_per_key, own.waiting_elements) == (4, 16, 2 * 3 * 16)
     assert (shared.selected_max, shared.selected_block, shared.index_elements_per_key) == (11, 4, 0)
+
+
+def test_pools_by_their_mean_key() -> None:
+    """Qwen4-Exp: at most 8 tokens in whole pools of 4 and up to 3 after them. Two heads of 32 score a pool's key; eight
+    tokens are 64 pairs in eager attention and, of queries 4 to 7 and 8, four and two pairs with pools."""
+    model = tiny("qwen4_exp_text")
+    shape = shape_of(model, "qwen4")
+    layer = shape.layers[0]
+    assert [pairs(layer, 1, context) for context in (3, 11, 12, 30, 31, 32)] == [3, 11, 8, 10, 11, 8]
+    assert (layer.tokens_per_index_key, layer.index_elements_per_key, layer.waiting_elements) == (4, 32, 3 * 32)
+    products = 4 * (64 * 2 * HEADS * (32 + 32) + (4 + 2) * 2 * 2 * 32)
+    assert counted_flops(model, 8) == 8 * accounting.flops_per_token_linear(shape) + products
 
 
 def test_a_configuration_that_selects_nothing_is_named() -> None:

@@ -62,6 +62,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts": 8, "shared_expert_intermediate_size": 48, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
         "linear_key_head_dim": 16, "linear_value_head_dim": 24, "linear_conv_kernel_dim": 4,
     },
+    "qwen4_exp_text": {
+        "num_experts": 8, "shared_expert_intermediate_size": 48, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 24, "hc_count": 2, "hc_lowrank": 8, "indexer_n_heads": 2,
+        "indexer_kv_heads": 1, "indexer_head_dim": 32, "indexer_budget": 8, "indexer_compress_ratio": 4,
+        "layer_types": ["indexed_attention"] * 4,
+    },
+    "inkling_text": {
+        **(inkling := {
+            "n_routed_experts": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_head_dim": 16,
+            "sliding_window_size": 4, "d_rel": 6, "rel_extent": 10, "conv_kernel_size": 4,
+            "layer_types": ["hybrid_sliding", "hybrid_sliding", "hybrid_sliding", "hybrid"],
+        }),
+        "n_shared_experts": 2, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    },
+    "inkling2_text": {
+        **inkling,
+        "unpadded_vocab_size": 512, "n_layers_per_attn_res_block": 2,
+    },
+    "zaya": {
+        "num_experts": 4, "num_experts_per_tok": 1, "router_hidden_size": 16, "sliding_window": 4, "cca_time0": 2,
+        "cca_time1": 3, "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding", "hybrid"],
+    },
+    "jetmoe": {"head_dim": 16, "num_local_experts": 8},
+    "doge": {"is_moe": True, "num_experts": 16},
 }  # fmt: skip
 
 
