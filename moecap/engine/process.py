@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,8 @@ GRACE_S = 10.0
 """For an orderly end; then processes are killed."""
 TAIL_BYTES = 64 * 1024
 CAUSE = re.compile(r"\b(?:[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)): .+")
+CAUSE_LINES = 2
+"""At most, below the line that names the error."""
 WRAPPING = ("Engine core initialization failed", "WorkerProc initialization failed", "EngineCore encountered an issue")
 """Messages that only say that something else went wrong."""
 
@@ -78,20 +81,35 @@ class ProcessGroup:
 
 
 def processes_of(group_id: int) -> list[psutil.Process]:
-    """All that lives of what a process group started through here, whatever groups it is in itself."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(OWNER) == str(group_id):
-                found.append(process)
-    return found
+    """All that lives of what a process group started through here: every process group with a marked process in it, as
+    programs that rename themselves overwrite what they were marked with."""
+    living = {process: _group_of(process) for process in psutil.process_iter()}
+    groups = {group for process, group in living.items() if group is not None and _owner_of(process) == str(group_id)}
+    return [process for process, group in living.items() if group in groups]
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    """None: it is gone."""
+    with suppress(ProcessLookupError, psutil.Error):
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getpgid(process.pid)
+    return None
+
+
+def _owner_of(process: psutil.Process) -> str | None:
+    with suppress(psutil.Error):
+        return process.environ().get(OWNER)
+    return None
 
 
 def cause_of(text: str) -> str:
-    """The last error that a log names; the last line when it names none."""
-    found = [one for one in CAUSE.findall(text) if not any(wrapping in one for wrapping in WRAPPING)]
+    """The last error that a log names, with what is indented below it; the last line when it names none."""
     lines = text.strip().splitlines()
-    return found[-1].strip() if found else lines[-1].strip() if lines else "it printed nothing"
+    for index in reversed(range(len(lines))):
+        found = CAUSE.search(lines[index])
+        if found and not any(wrapping in found[0] for wrapping in WRAPPING):
+            below = takewhile(lambda line: line.startswith((" ", "\t")), lines[index + 1 : index + 1 + CAUSE_LINES])
+            return " ".join([found[0].strip(), *(line.strip() for line in below)])
+    return lines[-1].strip() if lines else "it printed nothing"
 
 
 def _lead(log: str, command: Sequence[str]) -> int:
@@ -127,14 +145,9 @@ def _end_others() -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-def _others() -> list[int]:
-    group, found = os.getpgrp(), []
-    for process in psutil.process_iter():
-        with suppress(ProcessLookupError, psutil.Error):
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and process.pid != os.getpid() and os.getpgid(process.pid) == group:
-                found.append(process.pid)
-    return found
+def _others() -> list[psutil.Process]:
+    me, group = os.getpid(), os.getpgrp()
+    return [one for one in psutil.process_iter() if one.pid != me and _group_of(one) == group]
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ class VllmEngine(Engine):
             settings={**settings, "mode": system.args.get("mode", "online"), "package": found_version},
             dummy_weights=system.args.get("load_format") == "dummy",
             max_context_tokens=settings["max_model_len"],
+            max_concurrency=settings["max_num_seqs"] * settings["data_parallel_size"],
         )
 
     def encode(self, text: str) -> tuple[int, ...]:

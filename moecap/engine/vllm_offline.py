@@ -60,14 +60,13 @@ def closed_loop(llm: Any, requests: Sequence[Request], load: LoadSpec) -> Driven
             allowed = 1
         while waiting and len(active) < allowed:
             one = _Active(request=waiting.popleft(), sent_ns=time.monotonic_ns())
-            try:
-                llm.llm_engine.add_request(
-                    one.request.request_id, {"prompt_token_ids": list(one.request.prompt_token_ids)},
-                    _sampling(one.request),
-                )  # fmt: skip
-            except ValueError as error:  # vLLM's own refusal of one request
-                done.append(one.record(str(error)))
+            needed, limit = len(one.request.prompt_token_ids) + one.request.max_new_tokens, _context_limit(llm)
+            if needed > limit:  # the engine itself would answer with fewer tokens than were asked for
+                done.append(one.record(f"needs {needed} tokens of context; the limit is {limit}"))
                 continue
+            llm.llm_engine.add_request(
+                one.request.request_id, {"prompt_token_ids": list(one.request.prompt_token_ids)}, _sampling(one.request)
+            )
             active[one.request.request_id] = one
             leader = leader or one
         for output in llm.llm_engine.step() if active else ():
@@ -76,6 +75,11 @@ def closed_loop(llm: Any, requests: Sequence[Request], load: LoadSpec) -> Driven
             if output.finished:
                 done.append(active.pop(output.request_id).record())
     return Driven(requests=tuple(sorted(done, key=lambda one: one.item_index)), client=None)
+
+
+def _context_limit(llm: Any) -> int:
+    limit: int = llm.llm_engine.model_config.max_model_len
+    return limit
 
 
 def _sampling(request: Request) -> SamplingParams:

@@ -25,8 +25,17 @@ CASES: dict[str, dict[str, Any]] = {
     "int8, half offloaded": {"dtype": "bfloat16", "quantization": "int8", "resident_share": 0.5},
     "one expert per token": {"dtype": "float32", "top_k": 1},
     "random weights": {"args": {"load_format": "dummy", "max_context_tokens": 128}},
+    "vllm, a server": {"engine": "vllm", "dtype": "float32", "args": {"max_model_len": 128, "mode": "online"}},
+    "vllm, batches": {"engine": "vllm", "dtype": "float32", "args": {"max_model_len": 128, "mode": "offline"}},
 }
 """What differs from `engine: transformers, node: cpu`."""
+
+
+def is_apart(case: str) -> bool:
+    """Whether an engine runs in processes of its own: tokens are seen later than the passes that made them ended."""
+    return CASES[case].get("engine") == "vllm"
+
+
 TOO_LONG = 2
 """Index of the request that fits no context."""
 
@@ -35,6 +44,7 @@ TOO_LONG = 2
 class Served:
     """What one engine said and recorded in its life."""
 
+    is_apart: bool
     facts: EngineFacts
     text: str
     """After a round trip through the tokenizer."""
@@ -70,7 +80,7 @@ def served(case: str) -> Served:
     with started(system(**CASES[case])) as (engine, facts):
         requests = _requests(engine, facts.max_context_tokens)
         return Served(
-            facts=facts, text=engine.decode(engine.encode("3 + 4 = 7")), requests=requests,
+            is_apart=is_apart(case), facts=facts, text=engine.decode(engine.encode("3 + 4 = 7")), requests=requests,
             record=engine.serve(requests, LoadSpec(concurrency=CONCURRENCY, staggered=False), "tokens"),
             alone=engine.serve(requests, LoadSpec(concurrency=1), "counts"),
         )  # fmt: skip

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from engines import CASES, CONCURRENCY, TOO_LONG, Served, served, started, system
+from engines import CASES, CONCURRENCY, TOO_LONG, Served, is_apart, served, started, system
 
 from moecap.engine import ENGINES
 from moecap.errors import ConfigError
 from moecap.records import LoadSpec, ModelShape, PassRecord, Phase, RoutingRecord, ServeRecord
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.vllm) if is_apart(name) else name for name in CASES])
 def case(request: pytest.FixtureRequest) -> Served:
     return served(request.param)
 
@@ -76,16 +76,21 @@ def test_times_are_ordered_and_tokens_come_with_passes(case: Served) -> None:
                 assert one.first_token_ns == one.chunk_ns[0] and one.end_ns == one.chunk_ns[-1]
                 assert len(one.chunk_ns) == len(one.chunk_tokens)
                 assert one.sent_ns < one.chunk_ns[0]
-                assert all(before < after for before, after in pairwise(one.chunk_ns))
-                assert set(one.chunk_ns) <= ends
+                if case.is_apart:  # several tokens can arrive at once, and none before its pass ended
+                    assert all(before <= after for before, after in pairwise(one.chunk_ns))
+                    assert one.chunk_ns[0] > min(ends) and one.chunk_ns[-1] > one.sent_ns
+                else:
+                    assert all(before < after for before, after in pairwise(one.chunk_ns))
+                    assert set(one.chunk_ns) <= ends
 
 
 def test_intervals_of_passes_join_without_gap_or_overlap(case: Served) -> None:
-    """Under a closed loop something is always scheduled."""
+    """Under a closed loop something is always scheduled, but for the while in which a client asks again."""
     for record in (case.record, case.alone):
         assert [one.pass_id for one in record.passes] == list(range(len(record.passes)))
         for before, after in pairwise(record.passes):
-            assert after.started_ns == before.started_ns + before.duration_ns
+            gap_ns = after.started_ns - before.started_ns - before.duration_ns
+            assert gap_ns == 0 or (case.is_apart and gap_ns > 0 and after.phase is Phase.PREFILL)
         assert record.passes[0].started_ns == record.passes[0].launched_ns
         for one in record.passes:
             assert one.started_ns <= one.launched_ns < one.started_ns + one.duration_ns
@@ -97,8 +102,11 @@ def test_passes_compute_every_prompt_once_and_one_token_per_output(case: Served)
     prompt_tokens = sum(len(one.prompt_token_ids) for one in fits)
     outputs = sum(one.max_new_tokens for one in fits)
     for record, concurrency in ((case.record, CONCURRENCY), (case.alone, 1)):
-        assert tokens_in(record.passes, Phase.PREFILL) == prompt_tokens
-        assert tokens_in(record.passes, Phase.DECODE) == outputs - len(fits)
+        mixed = tokens_in(record.passes, Phase.MIXED)
+        assert case.is_apart or not mixed
+        assert tokens_in(record.passes, Phase.PREFILL) + mixed >= prompt_tokens
+        assert tokens_in(record.passes, Phase.DECODE) + mixed >= outputs - len(fits)
+        assert sum(one.scheduled_tokens for one in record.passes) == prompt_tokens + outputs - len(fits)
         assert sum(one.logits_tokens for one in record.passes) == outputs
         for one in record.passes:
             assert one.valid, one.invalid_reason
@@ -139,17 +147,16 @@ def test_experts_of_single_tokens_add_up_to_the_counts(case: Served) -> None:
 
 def test_prompts_fire_the_same_experts_alone_and_together(case: Served) -> None:
     """Padding doesn't count, and nothing outlives a `serve`. Rounding may turn a near tie: one token in 50 at most."""
-    together, alone = (prefill_counts(record) for record in (case.record, case.alone))
+    together, alone = (tokens_per_expert(record) for record in (case.record, case.alone))
     moved = sum(abs(mine - other) for mine, other in zip(together, alone, strict=True)) / 2
     assert sum(together) == sum(alone)
     assert moved <= sum(alone) / 50
 
 
-def prefill_counts(record: ServeRecord) -> list[int]:
-    """Tokens per (layer, expert) over all prefill passes."""
-    prefills = [one for one in record.routing if record.passes[one.pass_id].phase is Phase.PREFILL]
-    layers = sorted({one.layer for one in prefills})
-    return [sum(column) for layer in layers for column in zip(*counts_of(prefills, layer), strict=True)]
+def tokens_per_expert(record: ServeRecord) -> list[int]:
+    """Tokens per (layer, expert) over all passes: prompts, and the tokens that they led to."""
+    layers = sorted({one.layer for one in record.routing})
+    return [sum(column) for layer in layers for column in zip(*counts_of(record.routing, layer), strict=True)]
 
 
 def counts_of(routing: Sequence[RoutingRecord], layer: int) -> list[tuple[int, ...]]:

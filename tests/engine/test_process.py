@@ -77,5 +77,7 @@ def test_a_cause_is_the_last_error_that_is_no_wrapping() -> None:
         "Traceback (most recent call last):\nRuntimeError: Engine core initialization failed. See root cause above.\n"
     )
     assert cause_of(log) == "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
+    listed = "x.ValidationError: 1 validation error\n  Value error, too long\n    see there\n    and there\nbye\n"
+    assert cause_of(listed) == "x.ValidationError: 1 validation error Value error, too long see there"
     assert cause_of("no error\nlast words\n") == "last words"
     assert cause_of("") == "it printed nothing"

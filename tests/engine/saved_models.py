@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
-from moecap.engine.transformers import TransformersEngine
+from moecap.engine import ENGINES
+from moecap.engine.base import Engine
 from moecap.records import LoadSpec, ModelSpec, Placement, Request, ServeRecord, SystemSpec
+from moecap.reference import MODEL_DIR
+from moecap.registry import resolve
 
 COMMON: dict[str, Any] = {
     "vocab_size": 256, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -30,7 +35,7 @@ PROMPT_LENGTHS = (5, 40, 17, 9, 28)
 
 
 def save(family: str, folder: Path) -> Path:
-    """Weights large enough that greedy answers vary."""
+    """Weights large enough that greedy answers vary; the packaged model's tokenizer, of which nothing is used."""
     torch.manual_seed(0)
     net = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.float32)
     with torch.no_grad():
@@ -38,6 +43,8 @@ def save(family: str, folder: Path) -> Path:
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.09)
     net.save_pretrained(folder)
+    for file in MODEL_DIR.glob("tokenizer*"):
+        shutil.copy(file, folder)
     return folder
 
 
@@ -53,12 +60,13 @@ def requests() -> tuple[Request, ...]:
     )  # fmt: skip
 
 
-def by_transformers(folder: Path, monkeypatched_tokenizer: Any) -> ServeRecord:
-    """One request at a time, every token's experts kept."""
-    engine = TransformersEngine()
-    spec = SystemSpec(name="t", engine="transformers", node="cpu", dtype="float32")
-    engine.start(ModelSpec(name=str(folder)), spec, Placement(node_id="n", hostname="h", kind="cpu", num_cpus=2))
+def serve(model: str, engine_name: str, asked: Sequence[Request], concurrency: int, **args: Any) -> ServeRecord:
+    """In float32 on CPUs, every token's experts kept."""
+    engine: Engine = resolve(ENGINES, "moecap.engines", engine_name)()
+    spec = SystemSpec(name="s", engine=engine_name, node="cpu", dtype="float32", args=args)
+    where = Placement(node_id="n", hostname="h", kind="cpu", num_cpus=2)
     try:
-        return engine.serve(requests(), LoadSpec(concurrency=1), "tokens")
+        engine.start(ModelSpec(name=model), spec, where)
+        return engine.serve(asked, LoadSpec(concurrency=concurrency, staggered=False), "tokens")
     finally:
         engine.stop()
