@@ -295,3 +295,26 @@ def test_tables_are_there_for_every_run() -> None:
     for folder in (RAW / "store/vllm/runs").iterdir():
         manifest = json.loads((folder / "manifest.json").read_text())
         assert pq.read_metadata(folder / "passes.parquet").num_rows == manifest["tables"]["passes"]
+
+
+def test_other_documents_say_the_same() -> None:
+    percents = [cells[3].lstrip("+") for cells in table("batch")]
+    low, high = min(percents), max(percents)
+    root = RESULTS.parent.parent
+    for name in ("README.md", "CHANGELOG.md"):
+        assert f"{low} to {high} % of TPOT" in (root / name).read_text(encoding="utf-8")
+    assert f"+{low} to +{high} %" in (root / "docs/design.md").read_text(encoding="utf-8")
+    row = table("load")[0]
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    assert f"decode moves {float(row[2]):.0f} % of the peak bandwidth at concurrency 1, where" in readme
+    assert f"every expert says {row[4]} %" in readme
+    shown = dict(zip(BATCHES, percents, strict=True))
+    said_of_all = ", ".join(f"+{shown[one]} % at {one}" for one in (8, 32)) + f" and +{shown[64]} % at 64"
+    vllm = " ".join((root / "docs/vllm.md").read_text(encoding="utf-8").split())
+    assert f"+{shown[1]} % of TPOT at batch 1, {said_of_all}" in vllm
+
+
+def test_every_linked_file_exists() -> None:
+    for page in RESULTS.glob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (RESULTS / target).exists(), target
