@@ -2,7 +2,8 @@
 
 Run as a module it leads that group: it starts the program, and ends the whole group when the program ends, when it is
 told to (its input is closed), or when who started it dies, however that came about, since that closes its input too.
-What the program prints goes to a file, from which the cause of a failure is told. Nothing here knows what it serves.
+What the program prints goes to a file, from which the cause of a failure is told, and to where its starter prints.
+Nothing here knows what it serves.
 
 The group stays in its starter's session: Linux shares CPUs between sessions (autogroup), and a server of many busy
 threads in a session of its own kept its client waiting for 100 ms and more at a time, seen on 2 CPUs.
@@ -115,14 +116,26 @@ def cause_of(text: str) -> str:
 def _lead(log: str, command: Sequence[str]) -> int:
     """Start the program in this group and end the group with it."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # the group's end, sent below, is not this process's
-    with Path(log).open("ab") as out:
-        program = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, close_fds=False
-        )
+    program = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, close_fds=False
+    )
+    assert program.stdout is not None
+    keeper = threading.Thread(target=_keep, args=(program.stdout.fileno(), log), daemon=True)
+    keeper.start()
     threading.Thread(target=_end_when_told, args=(program,), daemon=True).start()
     code = program.wait()
     _end_others()
+    keeper.join(timeout=GRACE_S)
     return code
+
+
+def _keep(output: int, log: str) -> None:
+    """What is printed goes to the log, from which causes are told, and to where who started this prints."""
+    with Path(log).open("ab", buffering=0) as file:
+        while printed := os.read(output, 65536):
+            file.write(printed)
+            with suppress(OSError):  # who started this may be gone
+                os.write(1, printed)
 
 
 def _end_when_told(program: subprocess.Popen[bytes]) -> None:

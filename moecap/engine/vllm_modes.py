@@ -23,7 +23,7 @@ from moecap.errors import EngineError
 from moecap.records import LoadSpec, Request
 
 POLL_S = 0.2
-ANSWER_S = 120.0
+ANSWER_S = 60.0
 """For a call that isn't serving; only an engine that hangs takes longer."""
 REQUEST_S = 24 * 3600.0
 """For one request: the deadline of a run is kept by who asked for the run."""
@@ -83,6 +83,9 @@ class OnlineServer(Mode):
 
     def flush(self) -> None:
         """See Mode."""
+        if not self._is_ready():  # a server outlives its engine for a while, and would not answer
+            self.check()
+            raise EngineError(f"vLLM's server says that its engine is gone: {self.processes.cause}")
         self._post("/reset_prefix_cache", {})
 
     def serve(self, requests: Sequence[Request], load: LoadSpec) -> Driven:

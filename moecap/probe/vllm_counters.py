@@ -34,6 +34,24 @@ class Counted:
     """[tokens of all steps, layers, top_k]; None when not asked for."""
 
 
+def own_rows(rows: int, tokens_of_replicas: Sequence[int], replica: int) -> slice:
+    """Of the rows that a router saw, those of one data-parallel replica.
+
+    Where replicas' tokens are gathered before routing, a router sees all of them, one replica after the other; where
+    they are dispatched after it, its own. ValueError for another number of rows: tokens are split over tensor-parallel
+    ranks then (sequence parallelism), and no rank sees a replica's tokens.
+    """
+    own, first = tokens_of_replicas[replica], sum(tokens_of_replicas[:replica])
+    if rows == sum(tokens_of_replicas):
+        return slice(first, first + own)
+    if rows == own:
+        return slice(0, own)
+    raise ValueError(
+        f"a router saw {rows} rows, of replicas of {list(tokens_of_replicas)}: tokens that are split over "
+        "tensor-parallel ranks can't be recorded"
+    )
+
+
 class Counter(ABC):
     """Counts of every step between `start` and `stop`."""
 

@@ -40,10 +40,13 @@ class StepLog:
     def __init__(self) -> None:
         self._prompt_tokens: dict[str, int] = {}
 
-    def see(self, scheduled: Any) -> Step:
-        """One `SchedulerOutput` with tokens. KeyError for a request that was never seen to start."""
+    def see(self, scheduled: Any) -> Step | None:
+        """One `SchedulerOutput`; None without tokens: it only tells which requests have ended. KeyError for a request
+        that was never seen to start."""
         for name in scheduled.finished_req_ids:
             self._prompt_tokens.pop(name, None)
+        if not scheduled.total_num_scheduled_tokens:
+            return None
         after_idle = not self._prompt_tokens
         computed: dict[str, int] = {}
         cached_tokens = 0

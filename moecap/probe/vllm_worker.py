@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.platforms import current_platform
 
-from moecap.probe.vllm_counters import Counter, DeviceCounter, HostCounter
+from moecap.probe.vllm_counters import Counter, DeviceCounter, HostCounter, own_rows
 from moecap.probe.vllm_recording import Ranks, Recorded, write_recording
 from moecap.probe.vllm_steps import Step, StepLog
 
@@ -81,9 +82,7 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """A step, noted."""
-        noted = self._moecap_recording and scheduler_output.total_num_scheduled_tokens > 0
-        if noted:
-            self._moecap_begin_step(scheduler_output)
+        noted = self._moecap_recording and self._moecap_begin_step(scheduler_output)
         output = super().execute_model(scheduler_output)
         if noted and output is not None:
             self._moecap_end_step()
@@ -165,8 +164,9 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
             if self._moecap_on_cuda()
             else HostCounter(**size)
         )  # fmt: skip
+        replica = self._moecap_ranks().replica if self.vllm_config.parallel_config.data_parallel_size > 1 else None
         for position, router in enumerate(routers.values()):
-            router.set_capture_fn(_Listener(self._moecap_counter, position, router.capture_fn))
+            router.set_capture_fn(_Listener(self._moecap_counter, position, router.capture_fn, replica))
 
     def _moecap_on_cuda(self) -> bool:
         return bool(self.device.type == "cuda")
@@ -178,9 +178,12 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
             num_pipeline=get_pp_group().world_size, tensor=get_tp_group().rank_in_group,
         )  # fmt: skip
 
-    def _moecap_begin_step(self, scheduler_output: Any) -> None:
+    def _moecap_begin_step(self, scheduler_output: Any) -> bool:
+        """Whether it has tokens."""
         begun_ns = time.monotonic_ns()
         step = self._moecap_log.see(scheduler_output)
+        if step is None:
+            return False
         self._moecap_steps.append(step)
         self._moecap_step_ids.append(self._moecap_step_id)
         self._moecap_step_id += 1
@@ -188,6 +191,7 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
             self._moecap_counter.begin_step(step.tokens)
         self._moecap_begins.append(self._moecap_clock.mark())
         self._moecap_observed_ns += time.monotonic_ns() - begun_ns
+        return True
 
     def _moecap_end_step(self) -> None:
         begun_ns = time.monotonic_ns()
@@ -198,12 +202,18 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
 class _Listener:
     """A router's capture function; one that was there before is called too."""
 
-    def __init__(self, counter: Counter, position: int, before: Callable[[torch.Tensor], None] | None) -> None:
-        self._counter, self._position, self._before = counter, position, before
+    def __init__(
+        self, counter: Counter, position: int, before: Callable[[torch.Tensor], None] | None, replica: int | None
+    ) -> None:
+        self._counter, self._position, self._before, self._replica = counter, position, before, replica
 
     def __call__(self, ids: torch.Tensor) -> None:
         if self._before is not None:
             self._before(ids)
+        if self._replica is not None:
+            across = get_forward_context().dp_metadata
+            if across is not None:
+                ids = ids[own_rows(ids.shape[0], across.num_tokens_across_dp_cpu.tolist(), self._replica)]
         self._counter.see(self._position, ids)
 
 

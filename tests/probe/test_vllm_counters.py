@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moecap.probe.vllm_counters import BLOCK_STEPS, Counter, DeviceCounter, HostCounter
+from moecap.probe.vllm_counters import BLOCK_STEPS, Counter, DeviceCounter, HostCounter, own_rows
 
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 
@@ -46,6 +46,20 @@ def test_a_step_whose_layers_are_not_all_seen_has_no_rows() -> None:
     assert found.rows.tolist() == [0, 1]
     assert found.counts.sum(axis=(1, 2)).tolist() == [0, 4]
     assert found.token_ids is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "replica", "own"),
+    [(9, [4, 3, 2], 0, (0, 4)), (9, [4, 3, 2], 2, (7, 9)), (3, [4, 3, 2], 1, (0, 3)), (8, [4, 4], 1, (4, 8))],
+)
+def test_rows_of_a_replica(rows: int, tokens: list[int], replica: int, own: tuple[int, int]) -> None:
+    """Gathered from all replicas, or its own alone."""
+    assert own_rows(rows, tokens, replica) == slice(*own)
+
+
+def test_rows_that_are_split_can_not_be_told_apart() -> None:
+    with pytest.raises(ValueError, match=r"saw 2 rows, of replicas of \[4, 4\]"):
+        own_rows(2, [4, 4], 0)
 
 
 def test_another_number_of_choices_is_refused() -> None:
