@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
 from moecap.engine.openai_client import Driven, drive
@@ -25,6 +28,8 @@ from moecap.records import LoadSpec, Request
 POLL_S = 0.2
 ANSWER_S = 60.0
 """For a call that isn't serving; only an engine that hangs takes longer."""
+GONE_POLLS = 10
+"""Answers in a row by which a server says that it is not ready, after which it isn't waited for."""
 REQUEST_S = 24 * 3600.0
 """For one request: the deadline of a run is kept by who asked for the run."""
 
@@ -83,9 +88,6 @@ class OnlineServer(Mode):
 
     def flush(self) -> None:
         """See Mode."""
-        if not self._is_ready():  # a server outlives its engine for a while, and would not answer
-            self.check()
-            raise EngineError(f"vLLM's server says that its engine is gone: {self.processes.cause}")
         self._post("/reset_prefix_cache", {})
 
     def serve(self, requests: Sequence[Request], load: LoadSpec) -> Driven:
@@ -100,17 +102,24 @@ class OnlineServer(Mode):
             return False
 
     def _post(self, path: str, body: Mapping[str, Any]) -> bytes:
+        """EngineError when the server is gone, or says for a while that its engine is: it would never answer then."""
         request = urllib.request.Request(
             f"{self._url}{path}", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
         )
-        try:
-            with _open(request, timeout=ANSWER_S) as answer:
-                content: bytes = answer.read()
-                return content
-        except (OSError, urllib.error.URLError) as error:
-            time.sleep(POLL_S)  # a server that is going down takes a moment
+        answers: Queue[bytes | OSError] = Queue()
+        threading.Thread(target=_ask, args=(request, answers), daemon=True).start()
+        unready = 0
+        while unready < GONE_POLLS:
+            with suppress(Empty):
+                answer = answers.get(timeout=POLL_S)
+                if isinstance(answer, bytes):
+                    return answer
+                time.sleep(POLL_S)  # a server that is going down takes a moment
+                self.check()
+                raise EngineError(f"vLLM did not do {path}: {answer}; {self.processes.cause}") from answer
             self.check()
-            raise EngineError(f"vLLM's server did not answer {path}: {error}; {self.processes.cause}") from error
+            unready = 0 if self._is_ready() else unready + 1
+        raise EngineError(f"vLLM's server says that its engine is gone: {self.processes.cause}")
 
 
 class OfflineBatch(Mode):
@@ -156,6 +165,14 @@ class OfflineBatch(Mode):
         if answer == "failed":
             raise EngineError(f"vLLM: {value}")
         return value
+
+
+def _ask(request: urllib.request.Request, answers: Queue[bytes | OSError]) -> None:
+    try:
+        with _open(request, timeout=ANSWER_S) as answer:
+            answers.put(answer.read())
+    except OSError as error:  # urllib's own errors are such
+        answers.put(error)
 
 
 def _open(request: urllib.request.Request, timeout: float) -> Any:
