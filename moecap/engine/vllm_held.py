@@ -28,8 +28,8 @@ CLASSES: tuple[tuple[str, TensorClass], ...] = (
 )
 """The first pattern that a name holds tells its class."""
 PLAIN = {"float32": 4, "bfloat16": 2, "float16": 2}
-ACTIVATIONS = {"fp8": "float8", "modelopt": "float8", "fbgemm_fp8": "float8", "modelopt_fp4": "float4"}
-"""Quantisations that also quantise activations, and to what; all others multiply at the model's own dtype."""
+FP8_CAPABILITY = (8, 9)
+"""From which compute capability on products of fp8 exist; before it vLLM widens fp8 weights."""
 
 
 def class_of(name: str) -> TensorClass:
@@ -89,7 +89,11 @@ def _host_share(parameters: Iterable[Mapping[str, Any]]) -> float:
 
 
 def _compute_dtype(parameters: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-    if all(one["dtype"] in PLAIN for one in parameters):
-        return str(settings["dtype"])
-    method = settings["quantization"] or ""
-    return compute_dtype_of("float8" if "fp8" in method else "int4", ACTIVATIONS.get(method, settings["dtype"]))
+    """vLLM multiplies fp8 weights by fp8 activations where the device can, int8 ones by int8 ones; what it packs into
+    other integers (int4 of gptq, awq ...) it widens to the model's dtype."""
+    held = {one["dtype"] for one in parameters if one["numel"]}
+    model = str(settings["dtype"])
+    if any(name.startswith("float8") for name in held):
+        can = tuple(settings.get("device_capability") or ()) >= FP8_CAPABILITY
+        return compute_dtype_of("float8", "float8" if can else model)
+    return compute_dtype_of("int8", "int8") if "int8" in held else model

@@ -7,6 +7,7 @@ Both run as a process group of their own. `OnlineServer` is vLLM's OpenAI-compat
 from __future__ import annotations
 
 import json
+import secrets
 import socket
 import threading
 import time
@@ -26,8 +27,8 @@ from moecap.errors import EngineError
 from moecap.records import LoadSpec, Request
 
 POLL_S = 0.2
-ANSWER_S = 60.0
-"""For a call that isn't serving; only an engine that hangs takes longer."""
+ANSWER_S = 900.0
+"""For a call that isn't serving: the end of a long recording takes a while."""
 GONE_POLLS = 10
 """Answers in a row by which a server says that it is not ready, after which it isn't waited for."""
 REQUEST_S = 24 * 3600.0
@@ -68,14 +69,18 @@ class OnlineServer(Mode):
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         """Wait until it is ready. EngineError with the cause when it ends before."""
-        self._model, port = "moecap", _free_port()
+        # a name of its own, as a port that was free may be another server's by now
+        self.model, port = f"moecap-{secrets.token_hex(4)}", _free_port()
         self._url = f"http://127.0.0.1:{port}"
-        serve = [*command, "--served-model-name", self._model, "--host", "127.0.0.1", "--port", str(port)]
+        serve = [*command, "--served-model-name", self.model, "--host", "127.0.0.1", "--port", str(port)]
         # the calls on workers and caches are part of what vLLM serves to developers only
         super().__init__(ProcessGroup(serve, {**environment, "VLLM_SERVER_DEV_MODE": "1"}, log))
         while not self._is_ready():
             self.check()
             time.sleep(POLL_S)
+        served = [one["id"] for one in json.loads(self._get("/v1/models"))["data"]]
+        if served != [self.model]:
+            raise EngineError(f"another server answers at {self._url}: it serves {served}")
 
     @property
     def url(self) -> str:
@@ -92,7 +97,7 @@ class OnlineServer(Mode):
 
     def serve(self, requests: Sequence[Request], load: LoadSpec) -> Driven:
         """See Mode; streamed, by the client."""
-        return drive(self._url, self._model, requests, load, timeout_s=REQUEST_S)
+        return drive(self._url, self.model, requests, load, timeout_s=REQUEST_S)
 
     def _is_ready(self) -> bool:
         try:
@@ -103,9 +108,14 @@ class OnlineServer(Mode):
 
     def _post(self, path: str, body: Mapping[str, Any]) -> bytes:
         """EngineError when the server is gone, or says for a while that its engine is: it would never answer then."""
-        request = urllib.request.Request(
+        return self._answer(path, urllib.request.Request(
             f"{self._url}{path}", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-        )
+        ))  # fmt: skip
+
+    def _get(self, path: str) -> bytes:
+        return self._answer(path, urllib.request.Request(f"{self._url}{path}"))
+
+    def _answer(self, path: str, request: urllib.request.Request) -> bytes:
         answers: Queue[bytes | OSError] = Queue()
         threading.Thread(target=_ask, args=(request, answers), daemon=True).start()
         unready = 0
@@ -139,7 +149,8 @@ class OfflineBatch(Mode):
 
     def flush(self) -> None:
         """See Mode."""
-        self._ask("flush")
+        if not self._ask("flush"):
+            raise EngineError("vLLM did not empty its prefix cache: requests are still in flight")
 
     def serve(self, requests: Sequence[Request], load: LoadSpec) -> Driven:
         """See Mode; closed loops only."""

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
-from moecap.engine.openai_client import Driven
+from moecap.engine.openai_client import Driven, too_short
 from moecap.records import LoadSpec, Request, RequestRecord
 
 
@@ -64,16 +65,19 @@ def closed_loop(llm: Any, requests: Sequence[Request], load: LoadSpec) -> Driven
             if needed > limit:  # the engine itself would answer with fewer tokens than were asked for
                 done.append(one.record(f"needs {needed} tokens of context; the limit is {limit}"))
                 continue
-            llm.llm_engine.add_request(
-                one.request.request_id, {"prompt_token_ids": list(one.request.prompt_token_ids)}, _sampling(one.request)
-            )
+            try:
+                prompt = {"prompt_token_ids": list(one.request.prompt_token_ids)}
+                llm.llm_engine.add_request(one.request.request_id, prompt, _sampling(one.request))
+            except ValueError as error:  # what vLLM refuses of one request
+                done.append(one.record(str(error)))
+                continue
             active[one.request.request_id] = one
             leader = leader or one
         for output in llm.llm_engine.step() if active else ():
             one = active[output.request_id]
             _extend(one, output)
             if output.finished:
-                done.append(active.pop(output.request_id).record())
+                done.append(active.pop(output.request_id).record(too_short(one.request, len(one.tokens))))
     return Driven(requests=tuple(sorted(done, key=lambda one: one.item_index)), client=None)
 
 
@@ -85,17 +89,16 @@ def _context_limit(llm: Any) -> int:
 def _sampling(request: Request) -> SamplingParams:
     return SamplingParams(
         temperature=request.temperature, top_p=request.top_p, seed=request.seed, max_tokens=request.max_new_tokens,
-        ignore_eos=request.ignore_eos, detokenize=False,
+        ignore_eos=request.ignore_eos, detokenize=False, output_kind=RequestOutputKind.DELTA,
     )  # fmt: skip
 
 
 def _extend(one: _Active, output: Any) -> None:
-    tokens = list(output.outputs[0].token_ids)
-    new = len(tokens) - len(one.tokens)
+    new = output.outputs[0].token_ids
     if new:
-        one.tokens = tokens
+        one.tokens += new
         one.chunk_ns.append(time.monotonic_ns())
-        one.chunk_tokens.append(new)
+        one.chunk_tokens.append(len(new))
     one.cached_tokens = output.num_cached_tokens or 0
 
 

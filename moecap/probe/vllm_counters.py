@@ -57,6 +57,8 @@ class Counter(ABC):
 
     def __init__(self, *, num_layers: int, num_experts: int, top_k: int) -> None:
         self.num_layers, self.num_experts, self.top_k = num_layers, num_experts, top_k
+        self.observed_ns = 0
+        """Host time spent in `see`, kept by who calls it."""
         self._ids: list[torch.Tensor | None] = [None] * num_layers
 
     def see(self, position: int, ids: torch.Tensor) -> None:
@@ -160,6 +162,8 @@ class DeviceCounter(Counter):
         self._written_cells = self._cells.numpy()
         self._counts = torch.zeros(steps, num_layers, 2, num_experts, dtype=torch.int32, device=device)
         self._rows = torch.zeros(steps, dtype=torch.int32, device=device)
+        self._leaving = torch.zeros(BLOCK_STEPS, num_layers, num_experts, dtype=torch.int32, device=device)
+        self._leaving_padding = torch.zeros_like(self._leaving, dtype=torch.bool)
         self._block_tokens = max_rows
         self._tokens = torch.zeros(BLOCKS * max_rows, num_layers, top_k, dtype=torch.int16, device=device)
         self._tables = torch.zeros(TABLES, num_layers, dtype=torch.int64, device=device)
@@ -175,6 +179,8 @@ class DeviceCounter(Counter):
         ]
         self._announced = self._eager = 0
         self._is_counting = False
+        for dtype in (torch.int32, torch.int64):  # compiled before anything is measured; the cell says: do nothing
+            self._launch(self._eager_tables[0], torch.zeros(1, top_k, dtype=dtype, device=device))
 
     def start(self, *, keep_tokens: bool) -> None:
         """See Counter."""
@@ -221,10 +227,12 @@ class DeviceCounter(Counter):
         if not capturing and not self._is_counting:
             return
         ids = [one if one.is_contiguous() else one.contiguous() for one in ids]
-        table = self._table_of_graph(ids) if capturing else self._table_of_eager(ids)
+        self._launch(self._table_of_graph(ids) if capturing else self._table_of_eager(ids), ids[0])
+
+    def _launch(self, table: torch.Tensor, ids: torch.Tensor) -> None:
         self._kernel(
-            table, self._cell, self._counts, self._rows, self._tokens, rows=ids[0].shape[0], top_k=self.top_k,
-            num_experts=self.num_experts, ids_dtype=ids[0].dtype,
+            table, self._cell, self._counts, self._rows, self._tokens, rows=ids.shape[0], top_k=self.top_k,
+            num_experts=self.num_experts, ids_dtype=ids.dtype,
         )  # fmt: skip
 
     def _table_of_graph(self, ids: list[torch.Tensor]) -> torch.Tensor:
@@ -256,8 +264,10 @@ class DeviceCounter(Counter):
         with torch.cuda.stream(self._copies):
             counts = self._counts[first : first + steps]
             host.rows[:steps].copy_(self._rows[first : first + steps], non_blocking=True)
-            host.counts[:steps].copy_(counts[:, :, 0].contiguous(), non_blocking=True)
-            host.padding[:steps].copy_(counts[:, :, 1] > 0, non_blocking=True)
+            self._leaving[:steps].copy_(counts[:, :, 0])
+            torch.gt(counts[:, :, 1], 0, out=self._leaving_padding[:steps])
+            host.counts[:steps].copy_(self._leaving[:steps], non_blocking=True)
+            host.padding[:steps].copy_(self._leaving_padding[:steps], non_blocking=True)
             host.tokens[:tokens].copy_(self._tokens[base : base + tokens], non_blocking=True)
             counts.zero_()
             self._rows[first : first + steps].zero_()

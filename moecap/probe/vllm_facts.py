@@ -13,13 +13,15 @@ def worker_facts(worker: Any) -> dict[str, Any]:
     """Of one worker after warm-up."""
     config, runner = worker.vllm_config, worker.model_runner
     cache, scheduler, parallel = config.cache_config, config.scheduler_config, config.parallel_config
-    blocks = runner.kv_cache_config.num_blocks
+    blocks, groups = runner.kv_cache_config.num_blocks, max(1, len(runner.kv_cache_config.kv_cache_groups))
+    on_cuda = runner.device.type == "cuda"
     return {
         "parameters": list(_parameters(runner.get_model())),
         "settings": {
             "vllm": str(vllm.__version__),
             "torch": str(torch.__version__),
-            "device": torch.cuda.get_device_name(runner.device) if runner.device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(runner.device) if on_cuda else "cpu",
+            "device_capability": torch.cuda.get_device_capability(runner.device) if on_cuda else None,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "quantization": config.model_config.quantization,
             "load_format": str(config.load_config.load_format),
@@ -31,7 +33,7 @@ def worker_facts(worker: Any) -> dict[str, Any]:
             "prefix_caching": cache.enable_prefix_caching,
             "kv_dtype": cache.cache_dtype,
             "kv_block_tokens": cache.block_size,
-            "kv_capacity_tokens": blocks * cache.block_size,
+            "kv_capacity_tokens": blocks // groups * cache.block_size,
             "cudagraph_mode": str(config.compilation_config.cudagraph_mode).rpartition(".")[2],
             "cudagraph_sizes": len(config.compilation_config.cudagraph_capture_sizes or ()),
             "compilation_mode": str(config.compilation_config.mode).rpartition(".")[2],

@@ -12,7 +12,7 @@ IDS = 1024
 """Ids that one program counts."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_ids", "rows", "num_layers"])  # type: ignore[untyped-decorator]
 def _count_experts(  # type: ignore[no-untyped-def]  # noqa: PLR0917 - a kernel's arguments have no names
     tables, cell, counts, rows_seen, tokens, num_ids, rows, num_layers,
     top_k: tl.constexpr, num_experts: tl.constexpr, wide: tl.constexpr, ids_per_program: tl.constexpr,

