@@ -143,8 +143,8 @@ class VllmEngine(Engine):
 
 
 def check_version(placement: Placement, *, allow_untested: bool) -> str:
-    """Of the installed vLLM. MissingDependencyError without one; unless allowed, ConfigError for one that nobody tested on
-    such devices."""
+    """Of the installed vLLM. MissingDependencyError without one; unless allowed, ConfigError for one that nobody tested
+    on such devices."""
     platform = "GPUs" if placement.device_uuids else "CPUs"
     tested = TESTED[platform]
     for name in DISTRIBUTIONS:
