@@ -162,6 +162,22 @@ def test_bad_input_is_named(arguments: list[str], said: str) -> None:
     assert said in result.stderr
 
 
+def test_dtypes_go_by_any_case_and_are_listed() -> None:
+    """Qwen3-30B-A3B's 30,532,122,624 elements in two bytes."""
+    found = json.loads(run("Qwen/Qwen3-30B-A3B", "--dtype", "FP16", "--json").stdout)
+    assert found["weight_bytes_total"] == 2 * 30_532_122_624
+    shown = run("--help").stdout
+    assert all(name in shown for name in ("float32", "bfloat16", "float8", "int4"))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_file_that_is_no_json_object_is_to_be_mended(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    result = run(str(tmp_path))
+    assert result.exit_code == 2
+    assert f"mend {tmp_path / 'config.json'}" in result.stderr
+
+
 def test_a_model_that_cannot_be_built_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
     result = run(str(tmp_path))
