@@ -28,11 +28,11 @@ class Described:
     shape: ModelShape
     stored: StoredWeights | None
     """None: its quantisation isn't known."""
-    dtype: str | None
+    dtype: str | None = None
     """Of what isn't quantised; None: the checkpoint doesn't tell, and its quantisation isn't known."""
-    kv_dtype: str | None
+    kv_dtype: str | None = None
     """As the checkpoint asks, however its weights are packed; None: it doesn't tell."""
-    state_dtype: str | None
+    state_dtype: str | None = None
     """Of recurrent states, where the checkpoint asks for one."""
     origin: str
     source: str
