@@ -49,7 +49,7 @@ class Agenda:
     attempts: Mapping[str, int]
     """`<point_id>-<repeat>` -> attempts that failed before."""
     weight_bytes: Mapping[str, int]
-    """Model name -> bytes of its weights, where known."""
+    """`weights_key` -> bytes of the weights, where known."""
 
     @property
     def all_refused(self) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import click
 
 import moecap
+from moecap.dtypes import HELD
 from moecap.errors import ConfigError, LeaseHeldError, MoECapError, StudyError, StudyExistsError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -130,8 +131,10 @@ def devices(name: str | None, as_json: bool) -> None:
 
 @command
 @click.argument("model")
-@click.option("--dtype", metavar="D", help="As if every weight had this width.  [default: as stored]")
-@click.option("--kv-dtype", metavar="D", help="Of the KV cache.  [default: as the checkpoint says]")
+@click.option(
+    "--dtype", metavar="D", help=f"As if every weight had this width: {', '.join(HELD)}.  [default: as stored]"
+)
+@click.option("--kv-dtype", metavar="D", help="Of KV cache and state, likewise.  [default: as the checkpoint says]")
 @json_option
 def model(model: str, dtype: str | None, kv_dtype: str | None, as_json: bool) -> None:
     """Show what MODEL weighs and computes: a Hugging Face id, a local folder or a config.json."""

@@ -16,11 +16,11 @@ from cluster.editions import freeze, freeze_revisions, next_edition
 from cluster.inventory import LiveNode, connected, inventory
 from cluster.messages import RunState
 from cluster.reduce import reduce_store, report_beside
+from cluster.weights import weight_bytes_of
 from moecap.errors import ConfigError, StudyExistsError
 from moecap.lease import Lease
 from moecap.metrics.reduce import Reduction, check_reducible, headline
 from moecap.model.hub import hub_commit
-from moecap.model.source import checkpoint_bytes
 from moecap.records import Refusal, StudyPlan
 from moecap.store import Store
 
@@ -89,11 +89,10 @@ def _agenda(plan: StudyPlan, store: Store, nodes: Sequence[LiveNode], options: L
     infos = [node.info for node in nodes]
     revised = freeze_revisions(plan, earlier, hub_commit)
     frozen = next_edition(freeze(revised, earlier, infos), earlier, held)
-    names = {point.model.name for point in frozen.points}
-    weight_bytes = {name: held_bytes for name in names if (held_bytes := checkpoint_bytes(name)) is not None}
     return prepare(
-        frozen, infos, held, retry_failed=options.retry_failed, max_runs=options.max_runs, weight_bytes=weight_bytes
-    )
+        frozen, infos, held, retry_failed=options.retry_failed, max_runs=options.max_runs,
+        weight_bytes=weight_bytes_of(frozen.points),
+    )  # fmt: skip
 
 
 def _all_done(plan: StudyPlan, store: Store, options: LaunchOptions) -> Agenda | None:

@@ -34,6 +34,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "  by class      " + ", ".join(f"{name} {_count(found[key])}" for name, key in PARAMS.items() if found[key])
     for name, count in found["other_params"].items():
         yield f"  beside it     {name} {_count(count)}"
+    if found["mtp_layers"] is None:
+        yield f"  prediction    {UNKNOWN}: layers for speculative decoding that the configuration doesn't mention"
     if found["mtp_layers"]:
         size = UNKNOWN if found["mtp_params"] is None else _count(found["mtp_params"])
         yield f"  prediction    {found['mtp_layers']} layers for speculative decoding, {size}"
@@ -44,8 +46,9 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"  KV cache      {_cache(found, 'kv')}"
     if found["index_bytes_per_token"]:
         yield f"  indexer keys  {_cache(found, 'index')}"
-    if found["state_bytes_per_sequence"]:
-        yield f"  state         {_bytes(found['state_bytes_per_sequence'])} a sequence, at any length"
+    if found["state_bytes_per_sequence"] != 0:
+        size = _bytes(found["state_bytes_per_sequence"])
+        yield f"  state         {size} a sequence as {found['state_dtype'] or UNKNOWN}, at any length"
     scores = ", ".join(
         f"{value / 1e9:.3g} at {context}" for context, value in found["flops_per_token_attention_at_context"].items()
     )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cluster.weights import weights_key
 from moecap.errors import UnknownDeviceError
 from moecap.hardware.catalogue import find_device
 from moecap.records import ModelSpec, NodeInfo, Placement, PointSpec, Refusal, SystemSpec, content_hash
@@ -33,7 +34,7 @@ class Placer:
 
     nodes: Sequence[NodeInfo]
     weight_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Model name -> bytes of its weights, where known; a model that is absent is taken to fit."""
+    """`weights_key` -> bytes of the weights, where known; what is absent is taken to fit."""
     points_on: dict[str, int] = field(default_factory=dict)
     """Node -> points that it has already; grows with every placement."""
     _fingerprints: dict[str, str] = field(init=False)
@@ -81,7 +82,7 @@ class Placer:
         large_enough = [node for node in with_device if devices_needed(system, node) <= len(node.devices)]
         if not large_enough:
             return _refuse_size(system, with_device)
-        needed = self.weight_bytes.get(point.model.name, 0)
+        needed = self.weight_bytes.get(weights_key(point.model, point.system), 0)
         roomy = [node for node in large_enough if needed <= memory_bytes(system, node)]
         if not roomy:
             return _refuse_memory(point, needed, large_enough)

@@ -486,8 +486,9 @@ class ModelShape:
     """Elements that a token looks up in tables beside its own row of the embedding: inputs of each layer, n-grams."""
     other_params: Mapping[str, int] = field(default_factory=dict)
     """What a multimodal wrapper holds beside its text model, by module; in no other count."""
-    mtp_layers: int = 0
-    """Layers that predict further tokens (multi-token prediction, for speculative decoding); in no other count."""
+    mtp_layers: int | None = 0
+    """Layers that predict further tokens (multi-token prediction, for speculative decoding); in no other count. None:
+    checkpoints of the family hold some that configurations don't tell."""
     mtp_params: int | None = 0
     """Their parameters, the shared embedding and head left out; None: how the family lays them out isn't known."""
 
@@ -505,6 +506,8 @@ class StoredWeights:
     bytes: Mapping[TensorClass, int]
     """By tensor class, scales and zero points included."""
     notes: tuple[str, ...] = ()
+    state_dtype: str | None = None
+    """Of recurrent states, where the configuration says so; None: `dtype`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -112,6 +112,8 @@ def read_config(source: str | Path) -> Mapping[str, Any]:
             raw, _ = PreTrainedConfig.get_config_dict(found, local_files_only=not is_hub_reachable())
     except (OSError, ValueError, TypeError) as error:
         remedy = "give a Hugging Face id or a local folder that holds config.json"
+        if isinstance(found, Path) and not isinstance(error, OSError):
+            remedy = f"mend {found / 'config.json' if found.is_dir() else found}: it holds no JSON object"
         cause = str(error).partition("\n")[0]
         raise ConfigError(f"its configuration can't be read: {cause}", "model", str(source), remedy) from error
     if not raw.get("model_type"):

@@ -67,6 +67,8 @@ def card_text(card: Card) -> str:
     document = to_jsonable(replace(card, shape=replace(card.shape, layers=())))
     if not card.shape.further_row_elements:
         del document["shape"]["further_row_elements"]
+    if not card.stored.state_dtype:
+        del document["stored"]["state_dtype"]
     alike = groupby(card.shape.layers, key=lambda layer: replace(layer, index=0))
     document["shape"]["layers"] = [
         {"from": members[0].index, "count": len(members), **_without_defaults(layer)}

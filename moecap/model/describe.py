@@ -28,6 +28,12 @@ class Described:
     shape: ModelShape
     stored: StoredWeights | None
     """None: its quantisation isn't known."""
+    dtype: str | None = None
+    """Of what isn't quantised; None: the checkpoint doesn't tell, and its quantisation isn't known."""
+    kv_dtype: str | None = None
+    """As the checkpoint asks, however its weights are packed; None: it doesn't tell."""
+    state_dtype: str | None = None
+    """Of recurrent states, where the checkpoint asks for one."""
     origin: str
     source: str
     published: Published | None
@@ -46,6 +52,9 @@ def find_model(name: str) -> Described:
         return Described(
             shape=replace(card.shape, name=name) if alike else card.shape,
             stored=card.stored,
+            dtype=card.stored.dtype,
+            kv_dtype=card.stored.kv_dtype,
+            state_dtype=card.stored.state_dtype,
             origin=f"shape card, {card.origin}",
             source=card.source,
             published=card.published,
@@ -56,8 +65,13 @@ def find_model(name: str) -> Described:
 
 def _from_modules(name: str, found: Path | str) -> Described:
     from moecap.model.build import meta_model, read_config  # noqa: PLC0415 - torch, which a card doesn't need
-    from moecap.model.shape import shape_of  # noqa: PLC0415
-    from moecap.model.stored import stored_weights  # noqa: PLC0415
+    from moecap.model.shape import keys_by_default, shape_of  # noqa: PLC0415
+    from moecap.model.stored import (  # noqa: PLC0415
+        declared_dtype,
+        declared_kv_dtype,
+        declared_state_dtype,
+        stored_weights,
+    )
 
     try:
         raw = read_config(found)
@@ -68,7 +82,7 @@ def _from_modules(name: str, found: Path | str) -> Described:
     model = meta_model(raw)
     shape, stored, notes = shape_of(model, name), None, tuple[str, ...]()
     for layer in shape.layers:
-        if layer.top_k > layer.num_experts:
+        if layer.num_experts and not 1 <= layer.top_k <= layer.num_experts:
             choice = f"{layer.top_k} of {layer.num_experts} experts"
             raise UnsupportedModelError(f"{name}: layer {layer.index} chooses {choice}; check its configuration")
     try:
@@ -76,19 +90,33 @@ def _from_modules(name: str, found: Path | str) -> Described:
         notes = stored.notes
     except UnsupportedModelError as error:
         notes = (str(error),)
-    return Described(shape=shape, stored=stored, origin="modules", source=str(found), published=None, notes=notes)
+    by_default = keys_by_default(model.config, raw) if any(layer.num_experts for layer in shape.layers) else {}
+    defaults = [
+        f"the configuration doesn't name {key}: {value} is the default of transformers for its family"
+        for key, value in by_default.items()
+    ]
+    return Described(
+        shape=shape, stored=stored, dtype=stored.dtype if stored else declared_dtype(raw),
+        kv_dtype=stored.kv_dtype if stored else declared_kv_dtype(raw), state_dtype=declared_state_dtype(raw),
+        origin="modules", source=str(found), published=None, notes=(*notes, *defaults),
+    )  # fmt: skip
 
 
 def document(described: Described, dtype: str | None = None, kv_dtype: str | None = None) -> dict[str, Any]:
     """Every number, under the names of the command line's contract; None, and a note, where a width isn't known.
 
-    `dtype`: as if every weight had that width, without scales; None: as stored. `kv_dtype` likewise, for KV and state.
+    `dtype`: as if every weight had that width, without scales; None: as stored. `kv_dtype` likewise, for KV and
+    state.
     """
     shape, stored = described.shape, described.stored
     params, moe = accounting.params_by_class(shape), [layer for layer in shape.layers if layer.num_experts]
     widths = _widths(shape, stored, dtype)
-    kv_name = kv_dtype or (stored.kv_dtype if stored else None)
+    kv_name = kv_dtype or described.kv_dtype
     kv = None if kv_name is None else width_of(kv_name, "--kv-dtype")
+    state_elements = accounting.state_bytes_per_sequence(shape, 1)
+    # A KV cache in 8 bits says nothing of states: these are as wide as what isn't quantised, unless they have a dtype.
+    state_name = kv_dtype or described.state_dtype or described.dtype
+    state = None if state_name is None else width_of(state_name, "the state's dtype")
     first = moe[0] if moe else None
     return {
         "model": shape.name, "model_type": shape.model_type,
@@ -108,7 +136,7 @@ def document(described: Described, dtype: str | None = None, kv_dtype: str | Non
         "index_bytes_at_context": {
             str(one): _times(kv, accounting.index_bytes_at_context(shape, one, 1)) for one in CONTEXTS
         },
-        "state_bytes_per_sequence": _times(kv, accounting.state_bytes_per_sequence(shape, 1)),
+        "state_bytes_per_sequence": _times(state, state_elements) if state_elements else 0,
         "flops_per_token_linear": accounting.flops_per_token_linear(shape),
         "flops_per_token_attention_at_context": {
             str(one): accounting.attention_flops(shape, 1, one) for one in CONTEXTS
@@ -117,7 +145,7 @@ def document(described: Described, dtype: str | None = None, kv_dtype: str | Non
         "activated_weight_bytes": {str(one): _activated(shape, one, widths) for one in BATCHES},
         "dtype": dtype or (stored.dtype if stored else None),
         "quantization": None if dtype or stored is None else stored.quantization,
-        "kv_dtype": kv_name,
+        "kv_dtype": kv_name, "state_dtype": state_name if state_elements else None,
         "other_params": dict(shape.other_params), "mtp_layers": shape.mtp_layers, "mtp_params": shape.mtp_params,
         "published": None if described.published is None else {
             "total": described.published.total, "active": described.published.active,
@@ -129,6 +157,11 @@ def document(described: Described, dtype: str | None = None, kv_dtype: str | Non
 
 def _shape_notes(shape: ModelShape) -> Iterator[str]:
     """What a reader of the numbers must know of the model's kind."""
+    if shape.mtp_layers is None:
+        yield (
+            "checkpoints of this family hold layers for speculative decoding that their configuration doesn't mention: "
+            "mtp_layers and mtp_params are unknown"
+        )
     for layer in shape.layers:
         if layer.num_weightless_choices:
             yield (

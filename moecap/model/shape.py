@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,15 +26,18 @@ from moecap.records import LayerShape, ModelShape, TensorClass
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["classify_parameters", "declared_top_k", "shape_from_config", "shape_of"]
+__all__ = ["classify_parameters", "declared_top_k", "keys_by_default", "shape_from_config", "shape_of"]
 
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 MTP_LIKE_LAST_LAYER = {
     "deepseek_v3", "deepseek_v32", "deepseek_v4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "qwen3_5_moe_text",
     "bailing_hybrid",
 }  # fmt: skip
 """Text models whose published checkpoints hold just what that layout says, to the parameter."""
+MTP_UNTOLD = {"qwen3_next", "mimo_v2_flash"}
+"""Text models whose published checkpoints hold prediction layers that their configurations don't mention."""
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
@@ -80,7 +83,7 @@ def shape_of(model: PreTrainedModel, name: str) -> ModelShape:
         final_norm_params=outer["norm"],
         further_row_elements=sum(map(_row_elements, parts)) - config.hidden_size,
         other_params=other_params(model),
-        mtp_layers=(mtp_layers := next((n for name in MTP_LAYERS if (n := getattr(config, name, None))), 0)),
+        mtp_layers=(mtp_layers := _mtp_layers(config)),
         mtp_params=_mtp_params(mtp_layers, config, by_layer[-1], [part for part in parts if part.layer is None]),
     )
 
@@ -92,12 +95,24 @@ def _row_elements(part: Part) -> int:
     return sum(int(table.shape[1]) for table in part.parameters.values()) * getattr(part.parent, "ngram_heads", 1)
 
 
-def _mtp_params(count: int, config: PreTrainedConfig, last_layer: Sequence[Part], outer: Sequence[Part]) -> int | None:
+def _mtp_layers(config: PreTrainedConfig) -> int | None:
+    """As configured; 0: none. None: the family's checkpoints hold some, and the configuration doesn't say how many."""
+    told = [count for name in MTP_LAYERS if (count := getattr(config, name, None)) is not None]
+    if not told and config.model_type in MTP_UNTOLD:
+        return None
+    return max(told, default=0)
+
+
+def _mtp_params(
+    count: int | None, config: PreTrainedConfig, last_layer: Sequence[Part], outer: Sequence[Part]
+) -> int | None:
     """Of multi-token prediction layers, which transformers doesn't build, where families lay them out as DeepSeek-V3
     does: a layer like the last one, a projection of hidden state and embedding, three norms. DeepSeek-V4's attend to a
     window alone, and bring their residual streams together as the model does at its end."""
+    if not count:
+        return count
     shares_indexer = "shared" in (getattr(config, "indexer_types", None) or ())
-    if count and (config.model_type not in MTP_LIKE_LAST_LAYER or shares_indexer):
+    if config.model_type not in MTP_LIKE_LAST_LAYER or shares_indexer:
         return None
     hidden = config.hidden_size
     named = [pair for part in last_layer for pair in part.parameters.items()]
@@ -254,6 +269,26 @@ def declared_top_k(modules: Iterable[nn.Module], config: PreTrainedConfig) -> in
         if named := re.search(r"top(\d+)router", type(holder).__name__.lower()):
             return int(named[1])
     raise UnsupportedModelError(f"model type {config.model_type!r}: neither its modules nor its config tell top-k")
+
+
+def keys_by_default(config: PreTrainedConfig, raw: Mapping[str, Any]) -> dict[str, int]:
+    """Of the keys that decide sizes, experts and top-k: those that `raw`, the config.json, doesn't name under any of
+    their names, with what transformers takes instead."""
+    written, text = set(_keys_in(raw)), config.get_text_config(decoder=True)
+    found: dict[str, int] = {}
+    for names in (EXPERT_COUNTS, TOP_K):
+        if written.isdisjoint(names):
+            taken = {name: value for name in names if isinstance(value := getattr(text, name, None), int)}
+            if taken:  # one number under several names
+                found[" or ".join(taken)] = next(iter(taken.values()))
+    return found
+
+
+def _keys_in(raw: Any) -> Iterator[str]:
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            yield key
+            yield from _keys_in(value)
 
 
 def _num_shared_experts(config: PreTrainedConfig) -> int:

@@ -42,7 +42,8 @@ def resolve(name: str) -> Path | str:
         return path.resolve()
     if path.is_dir() and (path / "config.json").is_file():
         return path.resolve()
-    if name.startswith(LOCAL_PREFIXES) or name in (".", "..") or path.is_file():
+    is_bare_folder = bool(name) and path.is_dir() and "/" not in name
+    if name.startswith(LOCAL_PREFIXES) or name in (".", "..") or path.is_file() or is_bare_folder:
         raise ConfigError(
             "no model there" if path.exists() else "no such path", "model", name, "give a folder that holds config.json"
         )

@@ -6,14 +6,14 @@ From modules and configuration alone, without the files. What an engine then hol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from moecap.errors import UnsupportedModelError
 from moecap.model.classify import parts_of
-from moecap.model.quantization import Quantization, read_quantization
+from moecap.model.quantization import FLOAT32, Quantization, read_quantization
 from moecap.model.widths import width_of
 from moecap.records import StoredWeights, TensorClass
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 QUANTISED: frozenset[TensorClass] = frozenset({"mixer", "routed_expert", "shared_expert", "dense_ffn"})
 """Classes whose matrices quantisers pack; routers, norms, embeddings and heads stay as they were."""
 ASSUMED_DTYPE = "bfloat16"
+STATE_DTYPES = ("mamba_ssm_dtype", "mamba_ssm_cache_dtype")
+"""What Qwen3.5 and Nemotron-H call the dtype of their recurrent states."""
 FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
 """Modules hold both in one tensor, checkpoints one by one."""
 
@@ -32,14 +34,10 @@ def stored_weights(model: PreTrainedModel, raw: Mapping[str, Any]) -> StoredWeig
 
     UnsupportedModelError for a quantisation that isn't known.
     """
-    text = raw.get("text_config") or {}
-    declared = next((d for one in (text, raw) for d in (one.get("dtype"), one.get("torch_dtype")) if d), None)
-    dtype = str(declared or ASSUMED_DTYPE).removeprefix("torch.")
+    declared = declared_dtype(raw)
+    dtype = declared or ASSUMED_DTYPE
     width = width_of(dtype, "the checkpoint's dtype")
-    packed_as = raw.get("quantization_config") or text.get("quantization_config")
-    if packed_as and "expert_dtype" in raw:  # DeepSeek-V4 says so beside the block
-        packed_as = {"expert_dtype": raw["expert_dtype"], **packed_as}
-    quantization = read_quantization(packed_as, int(width))
+    quantization = _quantization(raw, int(width))
     found = Counter[TensorClass]()
     packings = set[str]()
     for part in parts_of(model):
@@ -60,9 +58,43 @@ def stored_weights(model: PreTrainedModel, raw: Mapping[str, Any]) -> StoredWeig
         dtype=dtype,
         quantization=f"{quantization.method} ({', '.join(sorted(packings))})" if quantization else None,
         kv_dtype=(quantization and quantization.kv_dtype) or dtype,
+        state_dtype=declared_state_dtype(raw),
         bytes=dict(found),
         notes=() if declared else (f"the configuration names no dtype: {ASSUMED_DTYPE} is assumed",),
     )
+
+
+def declared_dtype(raw: Mapping[str, Any]) -> str | None:
+    """Of what isn't quantised, as the configuration says; None: it doesn't."""
+    return _declared(raw, ("dtype", "torch_dtype"))
+
+
+def declared_state_dtype(raw: Mapping[str, Any]) -> str | None:
+    """Of recurrent states, where the configuration says so."""
+    found = _declared(raw, STATE_DTYPES)
+    return None if found == "auto" else found
+
+
+def declared_kv_dtype(raw: Mapping[str, Any]) -> str | None:
+    """Of the KV cache, whether or not it is known how the weights are packed; None: the configuration doesn't tell."""
+    try:
+        quantization = _quantization(raw, FLOAT32)
+    except UnsupportedModelError:
+        quantization = None
+    return (quantization and quantization.kv_dtype) or declared_dtype(raw)
+
+
+def _declared(raw: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    text = raw.get("text_config") or {}
+    found = next((value for one in (text, raw) for key in keys if (value := one.get(key))), None)
+    return None if found is None else str(found).removeprefix("torch.")
+
+
+def _quantization(raw: Mapping[str, Any], scale_bytes: int) -> Quantization | None:
+    packed_as = raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config")
+    if packed_as and "expert_dtype" in raw:  # DeepSeek-V4 says so beside the block
+        packed_as = {"expert_dtype": raw["expert_dtype"], **packed_as}
+    return read_quantization(packed_as, scale_bytes)
 
 
 def _packed(

@@ -113,6 +113,14 @@ class Host(_Strict):
             raise ValueError(
                 "has components and a price_usd or tdp_w; write these for the components, or no components"
             )
+        if not self.components and self.price_usd is None and self.rental_usd_per_hour is None:
+            raise ValueError("has no price; write price_usd, components or rental_usd_per_hour")
+        for name, one in self.components.items():
+            kind = None if one.catalogue is None else find_device(one.catalogue).kind
+            if kind not in (None, "cpu" if name == "cpu" else "system"):
+                where = "CPUs are priced as cpu" if kind == "cpu" else "accelerators are priced under prices.devices"
+                wrong = where if kind != "system" else "write the row of a CPU"
+                raise ValueError(f"{name} is priced by {one.catalogue}, whose kind is {kind}; {wrong}")
         unsized = [name for name, one in self.components.items() if one.gb is None and _per_gb(one) and name != "dram"]
         if unsized:
             raise ValueError(f"{', '.join(unsized)} is priced per GB and has no size; write gb")

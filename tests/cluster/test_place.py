@@ -3,6 +3,7 @@ from __future__ import annotations
 from fleet import GIB, accuracy_point, node, point
 
 from cluster.place import Placer, groups, place_points
+from cluster.weights import weights_key
 from moecap.records import Placement, Refusal
 
 
@@ -74,9 +75,10 @@ def test_an_engine_that_spans_more_devices_than_any_node_has_is_refused() -> Non
 
 def test_weights_that_fit_nowhere_are_refused_and_known_bytes_choose_the_larger_node() -> None:
     small, large = node("a", memory_bytes=8 * GIB), node("b", memory_bytes=64 * GIB)
-    fits = Placer(nodes=[small, large], weight_bytes={"m": 60 * GIB}).place(point())
+    held = {weights_key(point().model, point().system): 60 * GIB}
+    fits = Placer(nodes=[small, large], weight_bytes=held).place(point())
     assert placed(fits).hostname == "b"
-    refusal = refused(Placer(nodes=[small], weight_bytes={"m": 60 * GIB}).place(point()))
+    refusal = refused(Placer(nodes=[small], weight_bytes=held).place(point()))
     assert refusal.reason == "m takes 64.4 GB; the largest cpu node has 8.6 GB for it"
 
 

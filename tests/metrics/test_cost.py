@@ -179,6 +179,23 @@ def test_overrides_merge_and_are_labelled() -> None:
             "'cpu', 'dram'",
         ),
         ({"hosts": {"h": {"components": {"ssd": {"price_usd_per_gb": 1}}, "label": "x"}}}, "hosts.h", "write gb"),
+        ({"hosts": {"h": {"label": "mine"}}}, "prices.hosts.h", "write price_usd, components or rental_usd_per_hour"),
+        ({"hosts": {"h": {"tdp_w": 9, "label": "mine"}}}, "prices.hosts.h", "has no price"),
+        (
+            {"hosts": {"h": {"components": {"cpu": {"catalogue": "nvidia-l4-24gb"}}, "label": "x"}}},
+            "prices.hosts.h",
+            "cpu is priced by nvidia-l4-24gb, whose kind is gpu; accelerators are priced under prices.devices",
+        ),
+        (
+            {"hosts": {"h": {"components": {"board": {"catalogue": "amd-epyc-9654"}}, "label": "x"}}},
+            "prices.hosts.h",
+            "CPUs are priced as cpu",
+        ),
+        (
+            {"hosts": {"h": {"components": {"cpu": {"catalogue": "ddr5-4800-channel"}}, "label": "x"}}},
+            "prices.hosts.h",
+            "write the row of a CPU",
+        ),
         ({"catalogue": {"price_range": [1.1, 2]}}, "prices.catalogue.price_range", "1.1"),
         ({"devices": {"nvidia-rtx-4090": {}}}, "prices.devices.nvidia-rtx-4090 = 'nvidia-rtx-4090'", "rtx-4090-24gb"),
         ({"devices": {"amd-epyc-9654": {}}}, "prices.devices.amd-epyc-9654", "priced under hosts"),

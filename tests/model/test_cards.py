@@ -79,7 +79,7 @@ def test_parameters_are_those_of_the_checkpoint(model: str) -> None:
     rest = elements - accounting.total_params(shape) - sum(shape.other_params.values())
     moe = [layer.num_experts for layer in shape.layers if layer.num_experts]
     copies = shape.embedding_params + shape.lm_head_params
-    mtp, mtp_biases = shape.mtp_params or 0, shape.mtp_layers * moe[-1]
+    mtp, mtp_biases = shape.mtp_params or 0, (shape.mtp_layers or 0) * moe[-1]
     buffers = sum(moe[(hashed := HASHED.get(model, 0)) :]) + hashed * shape.vocab_size * shape.layers[-1].top_k
     allowed = {0, buffers, mtp, mtp + buffers + mtp_biases, mtp + buffers + mtp_biases + copies}
     if model in HASHED:

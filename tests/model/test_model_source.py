@@ -50,6 +50,16 @@ def test_folder_without_a_model_says_so(tmp_path: Path) -> None:
         resolve(str(tmp_path))
 
 
+def test_folder_without_a_model_given_by_its_bare_name_is_no_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("checkpoint") == "checkpoint"
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(ConfigError, match="no model there"):
+        resolve("checkpoint")
+
+
 @pytest.mark.parametrize("name", ["", "two words", "a/b/c", "org/", "model?"])
 def test_what_is_no_id_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="is no model"):
