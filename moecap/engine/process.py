@@ -115,7 +115,8 @@ def cause_of(text: str) -> str:
 
 def _lead(log: str, command: Sequence[str]) -> int:
     """Start the program in this group and end the group with it."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the group's end, sent below, is not this process's
+    for number in (signal.SIGTERM, signal.SIGINT):  # the group's end, sent below, is not this process's
+        signal.signal(number, lambda *_: None)
     program = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, close_fds=False
     )
