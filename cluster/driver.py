@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -39,8 +39,9 @@ from cluster.messages import (
     StopEngine,
     WorkerLost,
 )
+from cluster.node import stored_summary
 from moecap.lease import Lease
-from moecap.records import RunSpec
+from moecap.records import Placement, RunSpec
 from moecap.store import Store
 
 POLL_S = 1.0
@@ -128,10 +129,9 @@ class _Driver:
                 self._engines.hurry()
                 told = True
             for event in events:
-                if isinstance(event, EngineStopped):
-                    self._keep_log(event)
-                for command in self.lifecycle.handle(event):
-                    self._do(command, event)
+                happened = self._stopped(event) if isinstance(event, EngineStopped) else event
+                for command in self.lifecycle.handle(happened):
+                    self._do(command, happened)
             if told:
                 self._flush()  # who cancels may end Ray, and then this process, too
             if not self._finished:
@@ -180,7 +180,7 @@ class _Driver:
 
     def _record(self, record: Record, event: Event) -> None:
         run, placement = record.run, record.placement
-        stored = event.summary if isinstance(event, RunStored) and record.state is RunState.STORED else None
+        stored = _summary_in(event) if record.state is RunState.STORED else None
         self._ended += record.state in END_STATES and run in self._attempts
         hostname = placement.hostname if placement else ""
         self._ledger.append(
@@ -204,8 +204,7 @@ class _Driver:
     def _keep_failure(self, record: Record, event: Event) -> None:
         run, placement = record.run, record.placement
         assert placement is not None and record.failure is not None, "only a run that was placed can fail"
-        fingerprint = next(node.fingerprint for node in self._agenda.nodes if node.node_id == placement.node_id)
-        run_id = RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat).run_id(fingerprint)
+        run_id = self._run_id(run, placement)
         attempt = self._attempts[run]
         self._store.write_failure(
             point_id=run.point_id, repeat=run.repeat, attempt=attempt, error=record.why, kind=record.failure,
@@ -215,11 +214,34 @@ class _Driver:
         if isinstance(event, EngineFailed | RunFailed | WorkerLost | Hung):
             self._log_wanted.setdefault(event.engine_id, []).append((run_id, attempt))
 
+    def _run_id(self, run: RunKey, placement: Placement) -> str:
+        fingerprint = next(node.fingerprint for node in self._agenda.nodes if node.node_id == placement.node_id)
+        return RunSpec(point=self._agenda.points[run.point_id], repeat=run.repeat).run_id(fingerprint)
+
+    def _stopped(self, event: EngineStopped) -> EngineStopped:
+        """With what only the store knows: whether the run that the engine was killed in had become whole."""
+        self._keep_log(event)
+        cut_short = self.lifecycle.run_cut_short(event.engine_id)
+        if cut_short is None:
+            return event
+        return replace(event, stored=stored_summary(self._store, self._run_id(*cut_short)))
+
     def _keep_log(self, event: EngineStopped) -> None:
         """An engine's last words are known when it is gone: they go to every failure that it had."""
         for run_id, attempt in self._log_wanted.pop(event.engine_id, ()):
             if event.log is not None:
                 self._store.write_engine_log(run_id, attempt, event.log)
+
+
+def _summary_in(event: Event) -> RunSummary | None:
+    """Of the run that an event tells to be whole."""
+    match event:
+        case RunStored():
+            return event.summary
+        case EngineStopped():
+            return event.stored
+        case _:
+            return None
 
 
 @contextmanager

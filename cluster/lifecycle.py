@@ -41,6 +41,7 @@ from cluster.repeats import agree
 from moecap.records import NodeInfo, Placement, Refusal
 
 MAX_SYSTEM_FAILURES = 2
+CANCELLED_BY_USER = "cancelled by the user"
 END_STATES = frozenset(
     {
         RunState.STORED, RunState.FAILED, RunState.REFUSED, RunState.UNPLACEABLE, RunState.CANCELLED,
@@ -78,6 +79,8 @@ class _Engine:
     queue: _Queue
     current: RunKey | None
     """The run that it was started for, or that it runs; None while it stops."""
+    cut_short: RunKey | None = None
+    """The run that a cancellation killed it in: whether that became whole is known once the engine has stopped."""
 
     @property
     def placement(self) -> Placement:
@@ -114,7 +117,7 @@ class Lifecycle:
             case NodeLost():
                 self._node_lost(event.node_id)
             case EngineStopped():
-                self._engine_stopped(event.engine_id)
+                self._engine_stopped(event)
             case _:
                 engine = self._engines.get(event.engine_id)
                 if engine is not None and engine.current is not None:
@@ -156,14 +159,23 @@ class Lifecycle:
         self._enqueue(self.agenda.todo, self.agenda.placements)
 
     def _cancel(self) -> None:
+        """A run under way ends with its engine: until that has stopped, its worker may still make it whole."""
         self._begun = True
-        for run, state in self.states.items():
-            if state not in END_STATES:
-                self._move(run, RunState.CANCELLED, "cancelled by the user")
         self._hosts.clear()
         for engine_id, engine in self._engines.items():
             if engine.current is not None:
+                if self.states[engine.current] is RunState.RUNNING:
+                    engine.cut_short = engine.current
                 self._stop(engine_id, engine, kill=True)
+        cut_short = {engine.cut_short for engine in self._engines.values()}
+        for run, state in self.states.items():
+            if state not in END_STATES and run not in cut_short:
+                self._move(run, RunState.CANCELLED, CANCELLED_BY_USER)
+
+    def run_cut_short(self, engine_id: int) -> tuple[RunKey, Placement] | None:
+        """The run that a cancellation killed this engine in, and where."""
+        engine = self._engines.get(engine_id)
+        return None if engine is None or engine.cut_short is None else (engine.cut_short, engine.placement)
 
     def _node_lost(self, node_id: str) -> None:
         """Runs that were to be done there go elsewhere, as far as their points may move."""
@@ -228,11 +240,14 @@ class Lifecycle:
                 StartEngine(engine_id=engine_id, model=group.model, system=group.system, placement=group.placement)
             )
 
-    def _engine_stopped(self, engine_id: int) -> None:
-        engine = self._engines.get(engine_id)
+    def _engine_stopped(self, event: EngineStopped) -> None:
+        engine = self._engines.get(event.engine_id)
         if engine is None or engine.current is not None:
             return
-        del self._engines[engine_id]
+        if engine.cut_short is not None:
+            state, why = (RunState.STORED, "") if event.stored else (RunState.CANCELLED, CANCELLED_BY_USER)
+            self._move(engine.cut_short, state, why, placement=engine.placement)
+        del self._engines[event.engine_id]
         host = engine.placement.hostname
         del self._busy[host]
         self._hosts.setdefault(host, deque()).appendleft(engine.queue)

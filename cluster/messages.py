@@ -123,6 +123,8 @@ class EngineStopped:
     engine_id: int
     log: str | None = None
     """The end of what it printed, where that could be read."""
+    stored: RunSummary | None = None
+    """Of the run that it was killed in by a cancellation, if that had become whole by then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -122,8 +122,8 @@ class Runner:
         """Measure and store. A run that is whole already (its worker died before it could say so) is left alone. One
         that can't be evaluated is kept as what attempt number `attempt` recorded, and is an EngineError."""
         run_id = spec.run_id(self._node.fingerprint)
-        if self._store.is_whole(run_id):
-            return _summary(self._store.load_run(run_id))
+        if (before := stored_summary(self._store, run_id)) is not None:
+            return before
         time.sleep(cooldown_s)
         run = self._session.run(spec, study=self._store.study, telemetry=self._telemetry)
         if STEADY_WINDOW in run.manifest.checks_failed:
@@ -155,6 +155,11 @@ class _RemoteTelemetry:
             return ray.get(ref, timeout=ANSWER_TIMEOUT_S)
         except RayError as error:
             raise ClusterError(f"the node agent gave no telemetry: {error}") from error
+
+
+def stored_summary(store: Store, run_id: str) -> RunSummary | None:
+    """Of a run that is whole; None when it isn't."""
+    return _summary(store.load_run(run_id)) if store.is_whole(run_id) else None
 
 
 def _summary(run: RunData) -> RunSummary:

@@ -254,7 +254,32 @@ def test_cancelling_ends_every_run_that_has_not_ended_and_kills_engines() -> Non
     assert acts(cancelled) == ["kill 1"]
     assert {state for _, state, _ in records(cancelled)} == {RunState.CANCELLED}
     assert life.states[key(A)] is RunState.STORED
-    assert acts(life.handle(EngineStopped(engine_id=1))) == ["finish"]
+    assert life.states[key(A, 1)] is RunState.RUNNING  # until its engine is gone, it may still become whole
+    gone = life.handle(EngineStopped(engine_id=1))
+    assert acts(gone) == ["finish"]
+    assert [(run, state) for run, state, _ in records(gone)] == [(key(A, 1), RunState.CANCELLED)]
+
+
+def test_a_run_that_became_whole_while_it_was_cancelled_is_stored() -> None:
+    life = Lifecycle(agenda(plan(A, B, repeats=RepeatsSpec(min=2, max=2))))
+    life.handle(Begin())
+    assert life.run_cut_short(1) is None
+    life.handle(EngineStarted(engine_id=1))
+    life.handle(Cancelled())
+    assert life.run_cut_short(1) == (key(A), life.agenda.placements[A.point_id])
+    life.handle(Cancelled())  # again: changes nothing
+    gone = life.handle(EngineStopped(engine_id=1, stored=stored(1, key(A)).summary))
+    assert acts(gone) == ["finish"]
+    assert life.states[key(A)] is RunState.STORED
+    assert {state for run, state in life.states.items() if run != key(A)} == {RunState.CANCELLED}
+
+
+def test_a_run_whose_engine_was_only_starting_is_cancelled_at_once() -> None:
+    life = Lifecycle(agenda(plan(A)))
+    life.handle(Begin())
+    life.handle(Cancelled())
+    assert life.run_cut_short(1) is None
+    assert set(life.states.values()) == {RunState.CANCELLED}
 
 
 def test_between_points_there_is_a_rest_but_not_between_repeats() -> None:

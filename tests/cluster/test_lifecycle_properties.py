@@ -46,6 +46,7 @@ class Fleet:
         self.engines: dict[int, str] = {}  # id -> starting | running | stopping
         self.host_of: dict[int, str] = {}
         self.run_of: dict[int, RunKey] = {}
+        self.cut_short: set[int] = set()  # engines killed by a cancellation in a run that became whole
         self.stored: set[RunKey] = set()
         self.last: dict[RunKey, RunState] = {}
         self.system_failures: dict[RunKey, int] = {}
@@ -95,11 +96,18 @@ class Fleet:
                     WorkerLost(engine_id=engine_id, error="e"), Hung(engine_id=engine_id, error="e"),
                 ]  # fmt: skip
             case _:
-                return [EngineStopped(engine_id=engine_id)]
+                summary = RunSummary(run_id="r", headline={}, flags={}, checks_failed={})
+                whole = EngineStopped(engine_id=engine_id, stored=summary)
+                return [whole if engine_id in self.cut_short else EngineStopped(engine_id=engine_id)]
 
     def tell(self, event: Event) -> None:
         if isinstance(event, RunStored) and self.engines.get(event.engine_id) == "running":
             self.stored.add(event.run)
+        if isinstance(event, Cancelled):  # every other run gets whole before its engine is gone
+            running = {one for one, state in self.engines.items() if state == "running"}
+            self.cut_short |= {one for one in running if one % 2}
+        if isinstance(event, EngineStopped) and event.engine_id in self.cut_short:
+            self.stored.add(self.run_of[event.engine_id])
         if isinstance(event, EngineStopped) and self.engines.get(event.engine_id) == "stopping":
             del self.engines[event.engine_id], self.host_of[event.engine_id]
         self.obey(self.life.handle(event))
