@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -43,9 +44,13 @@ def causal_model_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The text model without its head."""
+    """The text model without its head. Of two that share the weights of their layers it is the one under whose name these
+    are listed: DiffusionGemma's encoder, which is causal and keeps keys and values; its decoder only reads them."""
     decoder: nn.Module = causal_model_of(model).get_decoder()
-    return decoder
+    name, parameter = next(iter(decoder.named_parameters()), ("", None))
+    listed = next((path for path, one in model.named_parameters() if one is parameter), name)
+    twin = listed.removesuffix(f".{name}")
+    return decoder if not twin or twin == listed else model.get_submodule(twin)
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
@@ -81,8 +86,7 @@ def other_params(model: PreTrainedModel) -> dict[str, int]:
     found = Counter[str]()
     for name, parameter in model.named_parameters():
         if not is_text(model, root, name, parameter):
-            module = _vision_module(root, name) or name.removeprefix(f"{container}.").partition(".")[0]
-            found[module] += parameter.numel()
+            found[_vision_module(root, name) or _beside(container, name)] += parameter.numel()
     return dict(found)
 
 
@@ -101,6 +105,14 @@ def _stack(model: PreTrainedModel, inside: nn.Module, *, is_encoder: bool) -> St
 
 def _path_of(model: nn.Module, wanted: nn.Module) -> str:
     return next(str(name) for name, module in model.named_modules() if module is wanted)
+
+
+def _beside(container: str, name: str) -> str:
+    """The module that holds parameter `name`: where its path parts from that of the text model's container."""
+    inside = name.removeprefix(f"{container}.")
+    if inside != name:
+        return inside.partition(".")[0]
+    return next(one for one, other in zip_longest(name.split("."), container.split(".")) if one != other)
 
 
 def _vision_module(root: str, name: str) -> str | None:
