@@ -44,8 +44,11 @@ def causal_model_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The text model without its head. Of two that share the weights of their layers it is the one under whose name these
-    are listed: DiffusionGemma's encoder, which is causal and keeps keys and values; its decoder only reads them."""
+    """The text model without its head.
+
+    Of two that share the weights of their layers it is the one under whose name these are listed: DiffusionGemma's
+    encoder, which is causal and keeps keys and values; its decoder only reads them.
+    """
     decoder: nn.Module = causal_model_of(model).get_decoder()
     name, parameter = next(iter(decoder.named_parameters()), ("", None))
     listed = next((path for path, one in model.named_parameters() if one is parameter), name)
