@@ -1,13 +1,13 @@
 """What recording costs a vLLM engine, and whether it records what vLLM's own capture returns. Needs a CUDA GPU.
 
-    python scripts/bench_vllm_probe.py overhead CONFIG.json --out OUT      pairs off, on, off, on ... in one engine
+    python scripts/bench_vllm_probe.py overhead CONFIG.json --out OUT      off, on, control, ... in one engine
     python scripts/bench_vllm_probe.py exact CONFIG.json --out OUT         ids against `enable_return_routed_experts`
 
 CONFIG is a model's config.json (weights are random) of which `--layers` keeps the first few. One engine captures its
-CUDA graphs twice, with the probe attached and without; switching between the two sets is switching the probe on and
-off, so that both serve the same weights on the same card within seconds of each other. Rounds of all batch sizes
-alternate; a ratio is that of a neighbouring pair, a result the median of the pairs. Needs 62 GB for the whole shape of
-Qwen3-30B-A3B in bfloat16.
+CUDA graphs three times, with the probe attached and twice without; switching between the sets is switching the probe on
+and off, so that all serve the same weights on the same card within seconds of each other. Rounds of all batch sizes
+alternate; a ratio is that of neighbours (on against off, and control, which is off too, against off), a result the
+median of the rounds. Prompts run without graphs. Needs 62 GB for the whole shape of Qwen3-30B-A3B in bfloat16.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 WORKER = "moecap.probe.vllm_switch.SwitchableWorker"
 PROMPT_TOKENS = 128
+GRAPHS = ("off", "on", "control")
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64])
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=192, help="generated per request and round")
     args = parser.parse_args()
     folder = model_folder(args.config, args.layers)
@@ -69,35 +70,39 @@ def overhead(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     settings = llm.collective_rpc("moecap_facts")[0]["settings"]
     rounds: list[dict[str, Any]] = []
     for batch in args.batches:
-        for on in (False, True):
-            measure(llm, batch, 16, on=on)  # warm-up
-    for number in range(args.pairs):
-        order = (False, True) if number % 2 == 0 else (True, False)
+        for graphs in GRAPHS:
+            measure(llm, batch, 16, graphs)  # warm-up
+    for number in range(args.rounds):
+        order = GRAPHS if number % 2 == 0 else GRAPHS[::-1]
         for batch in args.batches:
-            for on in order:
-                rounds.append({"round": number, "batch": batch, "on": on, **measure(llm, batch, args.tokens, on=on)})
+            for graphs in order:
+                found = measure(llm, batch, args.tokens, graphs)
+                rounds.append({"round": number, "batch": batch, "graphs": graphs, **found})
     table = [summary([one for one in rounds if one["batch"] == batch]) for batch in args.batches]
     for row in table:
         print(json.dumps(row), flush=True)
     return {"settings": settings, "table": table, "rounds": rounds}
 
 
-def measure(llm: Any, batch: int, tokens: int, *, on: bool) -> dict[str, Any]:
-    """TPOT of `batch` requests that run together; recorded, and with what was recorded, when `on`."""
-    llm.collective_rpc("moecap_switch", args=("on" if on else "off",))
-    if on:
+def measure(llm: Any, batch: int, tokens: int, graphs: str) -> dict[str, Any]:
+    """TPOT of `batch` requests that run together; recorded, and with what was recorded, when the probe is on."""
+    llm.collective_rpc("moecap_switch", args=(graphs,))
+    if graphs == "on":
         llm.collective_rpc("moecap_start", args=("no",))
-    times = serve(llm, batch, tokens)
-    found: dict[str, Any] = {"tpot_ms": (times[-1] - times[1]) / (len(times) - 2) * 1e3}
-    if on:
+    begun, times = serve(llm, batch, tokens)
+    found: dict[str, Any] = {
+        "tpot_ms": (times[-1] - times[1]) / (len(times) - 2) * 1e3,
+        "first_ms": (times[0] - begun) * 1e3,  # all prompts in passes without a graph
+    }
+    if graphs == "on":
         with tempfile.TemporaryDirectory() as folder:
             path = llm.collective_rpc("moecap_stop", args=(folder,))[0]["path"]
             found |= recorded(Path(path), batch, tokens)
     return found
 
 
-def serve(llm: Any, batch: int, tokens: int) -> list[float]:
-    """Seconds at which all requests of the batch got each of their tokens."""
+def serve(llm: Any, batch: int, tokens: int) -> tuple[float, list[float]]:
+    """When the first step began, and when all requests of the batch had got each of their tokens, in seconds."""
     from vllm import SamplingParams  # noqa: PLC0415
 
     draw = random.Random(batch)
@@ -110,6 +115,7 @@ def serve(llm: Any, batch: int, tokens: int) -> list[float]:
     got: dict[str, int] = {}
     reached = [0] * (tokens + 1)
     times = [0.0] * (tokens + 1)
+    begun = time.perf_counter()
     while llm.llm_engine.has_unfinished_requests():
         for output in llm.llm_engine.step():
             now, count = time.perf_counter(), len(output.outputs[0].token_ids)
@@ -118,7 +124,7 @@ def serve(llm: Any, batch: int, tokens: int) -> list[float]:
                 if reached[token] == batch:
                     times[token] = now
             got[output.request_id] = count
-    return times[1:]
+    return begun, times[1:]
 
 
 def recorded(path: Path, batch: int, tokens: int) -> dict[str, Any]:
@@ -145,21 +151,18 @@ def recorded(path: Path, batch: int, tokens: int) -> dict[str, Any]:
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    numbers = sorted({one["round"] for one in rounds})
-    off = {one["round"]: one["tpot_ms"] for one in rounds if not one["on"]}
-    on = {one["round"]: one["tpot_ms"] for one in rounds if one["on"]}
-    ratios = [on[number] / off[number] - 1 for number in numbers]
-    same = [off[a] / off[b] - 1 for a, b in zip(numbers[1:], numbers, strict=False)]
-    return {
-        "batch": rounds[0]["batch"], "pairs": len(ratios), "off_ms": round(statistics.median(off.values()), 4),
-        "on_ms": round(statistics.median(on.values()), 4),
-        "overhead_percent": round(100 * statistics.median(ratios), 3),
-        "pairs_percent": [round(100 * one, 3) for one in ratios],
-        "off_against_off_percent": [round(100 * one, 3) for one in same],
-        "pass_ms": round(statistics.median(one["pass_ms"] for one in rounds if one["on"]), 4),
-        "distinct": round(statistics.median(one["distinct"] for one in rounds if one["on"]), 2),
-        "host_us_per_pass": round(statistics.median(one["host_us_per_pass"] for one in rounds if one["on"]), 1),
-    }  # fmt: skip
+    by_graphs = {graphs: [one for one in rounds if one["graphs"] == graphs] for graphs in GRAPHS}
+    found: dict[str, Any] = {"batch": rounds[0]["batch"], "rounds": len(by_graphs["off"])}
+    for what in ("tpot_ms", "first_ms"):
+        values = {graphs: [one[what] for one in some] for graphs, some in by_graphs.items()}
+        found[f"off_{what}"] = round(statistics.median(values["off"]), 4)
+        for graphs in ("on", "control"):
+            ratios = [100 * (a / b - 1) for a, b in zip(values[graphs], values["off"], strict=True)]
+            found[f"{graphs}_{what}_percent"] = round(statistics.median(ratios), 3)
+            found[f"{graphs}_{what}_percents"] = [round(one, 3) for one in ratios]
+    for what in ("pass_ms", "distinct", "host_us_per_pass"):
+        found[what] = round(statistics.median(one[what] for one in by_graphs["on"]), 4)
+    return found
 
 
 def exact(folder: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One vLLM server, loaded by moecap's client and by vLLM's own `bench serve` in turn: do they see the same latencies?
 
     python scripts/compare_bench_serve.py MODEL --out OUT [--concurrency 8 32] [--pairs 3] [--args '{"dtype": ...}']
+                                          [--device 0]
 
 MODEL is a folder with a tokenizer. Both send the same prompts, one as the token ids that the other's text has, and ask
 for as many tokens. Medians of TTFT, TPOT and ITL of all requests of a round; a ratio is that of neighbouring rounds, a
@@ -42,12 +43,13 @@ def main() -> None:
     parser.add_argument("--input-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=6, help="requests per round: this many times the concurrency")
+    parser.add_argument("--device", type=int, default=0, help="which of the machine's GPUs")
     parser.add_argument("--args", type=json.loads, default={}, help="vLLM's engine arguments, as JSON")
     args = parser.parse_args()
     node = detect_node("here", {})
     placement = Placement(
         node_id="here", hostname=node.hostname, kind="gpu" if node.devices else "cpu", num_cpus=node.num_cpus,
-        device_uuids=tuple(device.uuid for device in node.devices[:1]),
+        device_uuids=tuple(device.uuid for device in node.devices if device.index == args.device),
     )  # fmt: skip
     system = SystemSpec(name="server", engine="vllm", node=placement.kind, args={**args.args, "mode": "online"})
     engine = VllmEngine()

@@ -16,12 +16,19 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def has_gpus() -> bool:
+    import torch
+
+    return torch.cuda.device_count() > 1
+
+
 def has_vllm() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
 NEEDS = {
     "gpu": (has_gpu, "needs a CUDA GPU"),
+    "multi_gpu": (has_gpus, "needs several CUDA GPUs"),
     "vllm": (has_vllm, "needs vLLM, which is not installed here; scripts/test-vllm installs it and runs these tests"),
 }
 

@@ -1,4 +1,6 @@
-"""A recording worker with two sets of CUDA graphs, with the probe in them and without: to measure what the probe costs.
+"""A recording worker with sets of CUDA graphs with the probe in them and without: to measure what the probe costs.
+
+Of those without there are two, so that one can be held against the other: what differs between them is no cost of it.
 
 For benchmarks only. It holds the graphs of vLLM's V1 model runner apart by their wrappers' tables.
 """
@@ -13,16 +15,17 @@ from moecap.probe.vllm_worker import RecordingWorker, routers_of
 
 
 class SwitchableWorker(RecordingWorker):
-    """`moecap_switch("on" | "off")` between steps."""
+    """`moecap_switch("on" | "off" | "control")` between steps; the last one is off too."""
 
     def compile_or_warm_up_model(self) -> Any:
-        """Captures everything twice."""
+        """Captures everything three times."""
         times = super().compile_or_warm_up_model()
         self._graphs = {"on": self._take_graphs()}
         self._listeners = {layer: router.capture_fn for layer, router in routers_of(self.vllm_config)}
         self._listen(on=False)
-        self.model_runner.capture_model()
-        self._graphs["off"] = self._take_graphs()
+        for name in ("off", "control"):
+            self.model_runner.capture_model()
+            self._graphs[name] = self._take_graphs()
         self.moecap_switch("on")
         return times
 

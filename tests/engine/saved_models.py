@@ -60,11 +60,15 @@ def requests() -> tuple[Request, ...]:
     )  # fmt: skip
 
 
-def serve(model: str, engine_name: str, asked: Sequence[Request], concurrency: int, **args: Any) -> ServeRecord:
-    """In float32 on CPUs, every token's experts kept."""
+CPUS = Placement(node_id="n", hostname="h", kind="cpu", num_cpus=2)
+
+
+def serve(
+    model: str, engine_name: str, asked: Sequence[Request], concurrency: int, *, where: Placement = CPUS, **args: Any
+) -> ServeRecord:
+    """In float32, every token's experts kept."""
     engine: Engine = resolve(ENGINES, "moecap.engines", engine_name)()
-    spec = SystemSpec(name="s", engine=engine_name, node="cpu", dtype="float32", args=args)
-    where = Placement(node_id="n", hostname="h", kind="cpu", num_cpus=2)
+    spec = SystemSpec(name="s", engine=engine_name, node=where.kind, dtype="float32", args=args)
     try:
         engine.start(ModelSpec(name=model), spec, where)
         return engine.serve(asked, LoadSpec(concurrency=concurrency, staggered=False), "tokens")
