@@ -158,8 +158,8 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         found[f"off_{what}"] = round(statistics.median(values["off"]), 4)
         for graphs in ("on", "control"):
             ratios = [100 * (a / b - 1) for a, b in zip(values[graphs], values["off"], strict=True)]
-            found[f"{graphs}_{what}_percent"] = round(statistics.median(ratios), 3)
-            found[f"{graphs}_{what}_percents"] = [round(one, 3) for one in ratios]
+            found[f"{graphs}_{what.removesuffix('_ms')}_percent"] = round(statistics.median(ratios), 3)
+            found[f"{graphs}_{what.removesuffix('_ms')}_percents"] = [round(one, 3) for one in ratios]
     for what in ("pass_ms", "distinct", "host_us_per_pass"):
         found[what] = round(statistics.median(one[what] for one in by_graphs["on"]), 4)
     return found
