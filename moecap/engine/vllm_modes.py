@@ -96,8 +96,9 @@ class OnlineServer(Mode):
         return list(json.loads(self._post("/collective_rpc", {"method": method, "args": args}))["results"])
 
     def flush(self) -> None:
-        """See Mode."""
-        self._post("/reset_prefix_cache", {})
+        """See Mode. Plainly asked to, vLLM 0.24 doesn't tell that it could not, and of several replicas only the first
+        one's answer is told; asked to put off what still runs, it can only succeed or raise, in every replica."""
+        self._post("/reset_prefix_cache?reset_running_requests=true", {})
 
     def serve(self, requests: Sequence[Request], load: LoadSpec) -> Driven:
         """See Mode; streamed, by the client."""
