@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -553,7 +553,8 @@ class RequestRecord:
     request_id: str
     attempt: int
     item_index: int
-    replica: int
+    replica: int | None
+    """Data-parallel replica that served it; None: whoever sent it can't know."""
     scheduled_ns: int | None
     """Open loop: when it was to be sent."""
     sent_ns: int
@@ -578,6 +579,7 @@ class PassRecord:
 
     pass_id: int
     step_id: int
+    """Shared by the passes that replicas make in lockstep; unique in the run otherwise."""
     replica: int
     phase: Phase
     started_ns: int
@@ -649,7 +651,8 @@ class ServeRecord:
     """Everything an engine recorded while serving."""
 
     passes: tuple[PassRecord, ...]
-    routing: tuple[RoutingRecord, ...]
+    routing: Sequence[RoutingRecord]
+    """By pass, then by layer: a tuple, or `schema.Rows` of a recording that is long."""
     requests: tuple[RequestRecord, ...]
     tiers: tuple[TierRecord, ...] = ()
     observer_ns: int | None = None

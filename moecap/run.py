@@ -15,6 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from moecap.accuracy import MAX_ANSWER_TOKENS, grade, load_task
 from moecap.engine import ENGINES
 from moecap.engine.base import Engine, EngineFacts
@@ -42,7 +45,7 @@ from moecap.records import (
     Window,
 )
 from moecap.registry import resolve
-from moecap.schema import HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, table_of
+from moecap.schema import HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, Rows, table_of
 from moecap.store import RunData
 from moecap.telemetry.base import Telemetry
 from moecap.trials import LoadFinder
@@ -255,8 +258,8 @@ class Session:
                     self._peaks, others, num_cpus=self._node.num_cpus, niceness=os.getpriority(os.PRIO_PROCESS, 0)
                 ),
             },
-            unknown={**sampled.unknown, **UNREAD}, observer_ns=serve.observer_ns, sampler=sampled.stats,
-            client=serve.client, search=measured.search,
+            unknown={**sampled.unknown, **UNREAD, **unknown_of(serve)}, observer_ns=serve.observer_ns,
+            sampler=sampled.stats, client=serve.client, search=measured.search,
         )  # fmt: skip
         return RunData(
             manifest=manifest,
@@ -300,6 +303,13 @@ def environment_flags(peaks: Sequence[Peaks], others: Seen, *, num_cpus: int, ni
     return found
 
 
+def unknown_of(serve: ServeRecord) -> dict[str, str]:
+    """Quantity that was not recorded -> why."""
+    if all(one.replica is not None for one in serve.requests):
+        return {}
+    return {"requests.replica": "a server doesn't say which of its data-parallel replicas served a request"}
+
+
 def run_checks(serve: ServeRecord, load_held: str | None = None) -> tuple[tuple[str, ...], dict[str, str]]:
     """Names of the checks that hold, and of those that don't with what was seen; `load_held` is of `load_check`."""
     invalid = [one for one in serve.passes if not one.valid]
@@ -317,19 +327,22 @@ def run_checks(serve: ServeRecord, load_held: str | None = None) -> tuple[tuple[
 
 
 def concatenate(serves: Sequence[ServeRecord]) -> ServeRecord:
-    """Several recordings as one, pass ids renumbered so that they stay unique in the run; of clients the latest one."""
-    passes, requests, observer_ns = list[PassRecord](), list[RequestRecord](), 0
-    routing, tiers = list[RoutingRecord](), list[TierRecord]()
+    """Several recordings as one, pass and step ids renumbered so that they stay unique in the run; of clients the
+    latest one."""
+    passes, requests, observer_ns, next_step = list[PassRecord](), list[RequestRecord](), 0, 0
+    routing, tiers = [ROUTING.empty_table()], list[TierRecord]()
     for serve in serves:
-        base = len(passes)
-        passes += [replace(one, pass_id=base + one.pass_id, step_id=base + one.step_id) for one in serve.passes]
-        routing += [replace(one, pass_id=base + one.pass_id) for one in serve.routing]
+        base, first_step = len(passes), next_step
+        passes += [replace(one, pass_id=base + one.pass_id, step_id=first_step + one.step_id) for one in serve.passes]
+        next_step = 1 + max((one.step_id for one in passes), default=-1)
+        table = table_of(ROUTING, serve.routing)
+        routing.append(table.set_column(0, ROUTING.field("pass_id"), pc.add(table["pass_id"], base)))
         tiers += [replace(one, pass_id=base + one.pass_id) for one in serve.tiers]
         requests += serve.requests
         observer_ns += serve.observer_ns or 0
     return ServeRecord(
-        passes=tuple(passes), routing=tuple(routing), requests=tuple(requests), tiers=tuple(tiers),
-        observer_ns=observer_ns, client=_slowest(serves),
+        passes=tuple(passes), routing=Rows(pa.concat_tables(routing), RoutingRecord), requests=tuple(requests),
+        tiers=tuple(tiers), observer_ns=observer_ns, client=_slowest(serves),
     )  # fmt: skip
 
 

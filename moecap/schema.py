@@ -5,14 +5,15 @@ Columns may be added; a change of meaning raises SCHEMA_VERSION.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
 TOKENS = pa.list_(pa.int32())
+ROWS_AT_A_TIME = 1024
 
 PASSES = pa.schema(
     [
@@ -72,14 +73,46 @@ RUN_TABLES: dict[str, pa.Schema] = {
 }  # fmt: skip
 
 
+R = TypeVar("R")
+
+
+class Rows(Sequence[R]):
+    """Rows of a table as records, each made when it is looked at: a long recording fits memory as columns only."""
+
+    def __init__(self, table: pa.Table, record: type[R]) -> None:
+        self.table, self._record = table, record
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[R]:
+        for batch in self.table.to_batches(max_chunksize=ROWS_AT_A_TIME):
+            yield from rows_of(batch, self._record)
+
+    @overload
+    def __getitem__(self, at: int) -> R: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[R]: ...
+    def __getitem__(self, at: int | slice) -> R | Sequence[R]:
+        if isinstance(at, slice):
+            return [self[row] for row in range(len(self))[at]]
+        return rows_of(self.table.slice(range(len(self))[at], 1), self._record)[0]  # IndexError beyond the last
+
+
 def table_of(schema: pa.Schema, records: Iterable[Any]) -> pa.Table:
     """Records as an Arrow table: one column per schema field, read from the attribute of the same name."""
+    if isinstance(records, Rows):
+        return records.table.cast(schema)
     rows = list(records)
     columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
     return pa.table(columns, schema=schema)
 
 
-def rows_of(table: pa.Table, record: type[Any]) -> list[Any]:
+def rows_of(table: pa.Table | pa.RecordBatch, record: type[R]) -> list[R]:
     """The reverse of `table_of`."""
-    names = [f.name for f in fields(record)]
-    return [record(**{name: row[name] for name in names}) for row in table.to_pylist()]
+    names = [f.name for f in fields(record)]  # type: ignore[arg-type]
+    return [record(**{name: _frozen(row[name]) for name in names}) for row in table.to_pylist()]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "telemetry": BASE,
     "windows": BASE,
     "trials": BASE | {"windows", "workload"},
-    "probe": BASE | {"model"},
+    "probe": BASE | {"model", "schema"},
     "objects": BASE | {"schema"},
     "lease": BASE | {"objects"},
     "store": BASE | {"schema", "objects"},

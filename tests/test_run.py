@@ -23,7 +23,7 @@ from moecap.records import (
     WindowSpec,
     WorkloadSpec,
 )
-from moecap.run import Session, concatenate, environment_flags, run_checks
+from moecap.run import Session, concatenate, environment_flags, run_checks, unknown_of
 from moecap.telemetry.base import Telemetry
 from moecap.windows import closed_loop_window
 
@@ -80,6 +80,20 @@ def test_joined_recordings_keep_pass_ids_unique_and_routing_attached() -> None:
     assert [p.pass_id for p in both.passes] == [0, 1, 2, 3]
     assert [r.pass_id for r in both.routing] == [1, 3]
     assert (len(both.requests), both.observer_ns) == (2, 10)
+
+
+def test_steps_are_counted_on_where_some_have_no_pass() -> None:
+    """Replicas in lockstep: step 4 is both's, steps 1 to 3 were nobody's pass."""
+    passes = (forward(0), forward(1, step_id=4), forward(2, step_id=4, replica=1))
+    one = ServeRecord(passes=passes, routing=(), requests=())
+    assert [p.step_id for p in concatenate([one, one]).passes] == [0, 4, 4, 5, 9, 9]
+
+
+def test_a_replica_that_nobody_knows_is_unknown_with_a_reason() -> None:
+    known, other = request(0, 0, 1), request(1, 0, 1, replica=None)
+    assert unknown_of(ServeRecord(passes=(), routing=(), requests=(known,))) == {}
+    found = unknown_of(ServeRecord(passes=(), routing=(), requests=(known, other)))
+    assert "which of its data-parallel replicas" in found["requests.replica"]
 
 
 class LostTelemetry:

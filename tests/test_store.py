@@ -80,7 +80,7 @@ def test_a_run_comes_back_as_it_was_written(store: Store) -> None:
     assert back.passes.equals(run.passes)
     assert back.tiers.num_rows == 0 and back.tiers.schema.names == RUN_TABLES["tiers"].names
     (one,) = rows_of(back.passes, PassRecord)
-    assert one.query_lens == [3, 4] and one.accepted_tokens is None
+    assert one.query_lens == (3, 4) and one.accepted_tokens is None
     assert back.manifest.spec.point.point_id == run.manifest.point_id  # identity survives JSON
     stored = pq.read_schema(f"{store.base}/runs/{run.manifest.run_id}/passes.parquet")
     assert stored.metadata[b"schema_version"] == b"1"

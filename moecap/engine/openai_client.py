@@ -46,12 +46,13 @@ class Driven:
 def drive(
     base_url: str, model: str, requests: Sequence[Request], load: LoadSpec, *,
     extra_body: Mapping[str, Any] | None = None, api_key: str | None = None, timeout_s: float,
+    replica: int | None = None,
 ) -> Driven:  # fmt: skip
     """Send all requests to `{base_url}/v1/completions` as `load` says, and follow them to their end.
 
-    `extra_body` is added to every request's JSON body; `timeout_s` is for one request. A request that the server
-    refuses, breaks off or doesn't answer in time is recorded as failed. Raises EngineError when nobody listens there
-    (any more), ValueError for a load that can't be driven.
+    `extra_body` is added to every request's JSON body; `timeout_s` is for one request; `replica` is the one that serves
+    them, None: there are several. A request that the server refuses, breaks off or doesn't answer in time is recorded
+    as failed. Raises EngineError when nobody listens there (any more), ValueError for a load that can't be driven.
     """
     if load.search is not None:
         raise ValueError(f"a load that is searched for can't be driven: {load}")
@@ -67,7 +68,7 @@ def drive(
             timeout_s=timeout_s,
         )  # fmt: skip
         attempts, client = asyncio.run(driver.run())
-    records = sorted((one.record() for one in attempts), key=lambda record: record.item_index)
+    records = sorted((one.record(replica) for one in attempts), key=lambda record: record.item_index)
     return Driven(requests=tuple(records), client=client)
 
 
@@ -83,7 +84,7 @@ class _Attempt:
     """When it failed; a success ends with its last token."""
     failure: str | None = None
 
-    def record(self) -> RequestRecord:
+    def record(self, replica: int | None) -> RequestRecord:
         answer = read_answer(self.events.seen)
         failure = answer.error or self.failure  # what the server says of itself is the better reason
         if failure is None and not answer.output_tokens:
@@ -91,7 +92,7 @@ class _Attempt:
         failure = failure or too_short(self.request, answer.output_tokens or 0)
         times = answer.chunk_ns
         return RequestRecord(
-            request_id=self.request.request_id, attempt=0, item_index=self.request.item_index, replica=0,
+            request_id=self.request.request_id, attempt=0, item_index=self.request.item_index, replica=replica,
             scheduled_ns=self.scheduled_ns, sent_ns=self.sent_ns, first_token_ns=times[0] if times else None,
             end_ns=times[-1] if failure is None else self.end_ns, chunk_ns=times, chunk_tokens=answer.chunk_tokens,
             input_tokens=answer.prompt_tokens or len(self.request.prompt_token_ids),

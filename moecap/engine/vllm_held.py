@@ -53,7 +53,9 @@ def held_weights(workers: Sequence[Mapping[str, Any]], shape: ModelShape) -> Hel
         for one in worker["parameters"]:
             found[class_of(one["name"])].append(one)
     default = PLAIN[settings["dtype"]]
-    widths = {kind: _width(found.get(kind, ()), count, default) for kind, count in params.items()}
+    sharing = settings["data_parallel_size"] if settings["expert_parallel"] else 1  # replicas, among them the experts
+    here = {kind: count / (sharing if kind == "routed_expert" else 1) for kind, count in params.items()}
+    widths = {kind: _width(found.get(kind, ()), here[kind], default) for kind in params}
     weight_bytes = {kind: round(widths[kind] * count) for kind, count in params.items()}
     on_host = settings["device"] == "cpu"
     shares = {kind: 0.0 if on_host else _host_share(found.get(kind, ())) for kind in params}
@@ -71,8 +73,8 @@ def held_weights(workers: Sequence[Mapping[str, Any]], shape: ModelShape) -> Hel
     )  # fmt: skip
 
 
-def _width(parameters: Iterable[Mapping[str, Any]], params: int, default: int) -> float:
-    """Bytes per parameter of a class."""
+def _width(parameters: Iterable[Mapping[str, Any]], params: float, default: int) -> float:
+    """Bytes per parameter of a class, of which `params` are held here."""
     held = [one for one in parameters if one["numel"]]
     if not held:
         return default  # repacked out of sight

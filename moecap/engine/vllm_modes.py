@@ -43,7 +43,8 @@ class Mode(ABC):
 
     @abstractmethod
     def call(self, method: str, *args: str) -> list[Any]:
-        """A method of every worker, and its answers (JSON values)."""
+        """A method of every worker, and its answers (JSON values): of a server with several replicas, those of the
+        first replica's workers. EngineError when one of any replica fails."""
 
     @abstractmethod
     def flush(self) -> None:
@@ -67,8 +68,11 @@ class Mode(ABC):
 class OnlineServer(Mode):
     """`vllm serve` on a port of this host."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, *, num_replicas: int = 1
+    ) -> None:
         """Wait until it is ready. EngineError with the cause when it ends before."""
+        self._replica = 0 if num_replicas == 1 else None  # it doesn't say which one answers
         # a name of its own, as a port that was free may be another server's by now
         self.model, port = f"moecap-{secrets.token_hex(4)}", _free_port()
         self._url = f"http://127.0.0.1:{port}"
@@ -92,12 +96,13 @@ class OnlineServer(Mode):
         return list(json.loads(self._post("/collective_rpc", {"method": method, "args": args}))["results"])
 
     def flush(self) -> None:
-        """See Mode."""
-        self._post("/reset_prefix_cache", {})
+        """See Mode. Plainly asked to, vLLM 0.24 doesn't tell that it could not, and of several replicas only the first
+        one's answer is told; asked to put off what still runs, it can only succeed or raise, in every replica."""
+        self._post("/reset_prefix_cache?reset_running_requests=true", {})
 
     def serve(self, requests: Sequence[Request], load: LoadSpec) -> Driven:
         """See Mode; streamed, by the client."""
-        return drive(self._url, self.model, requests, load, timeout_s=REQUEST_S)
+        return drive(self._url, self.model, requests, load, timeout_s=REQUEST_S, replica=self._replica)
 
     def _is_ready(self) -> bool:
         try:

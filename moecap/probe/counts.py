@@ -40,16 +40,18 @@ def layer_counts(
     )
 
 
-def broken_invariant(counts: tuple[int, ...], distinct: int, tokens: int, top_k: int, num_experts: int) -> str | None:
-    """Why these counts can't be those of `tokens` tokens with `top_k` choices each; None when they can.
+def broken_invariant(
+    assigned: int, distinct: int, tokens: int, top_k: int, num_experts: int, *, num_choices: int | None = None
+) -> str | None:
+    """Why `assigned` choices of `distinct` experts can't be those of `tokens` tokens with `top_k` choices each; None
+    when they can.
 
-    sum(counts) = tokens x top_k, and top_k <= distinct <= min(num_experts, tokens x top_k) when there are tokens. A
-    token's identity experts (more counts than `num_experts`) leave no lower bound for the distinct ones.
+    assigned = tokens x top_k, and top_k <= distinct <= min(num_experts, tokens x top_k) when there are tokens. A
+    token's identity experts (`num_choices` above `num_experts`) leave no lower bound for the distinct ones.
     """
-    assigned = sum(counts)
     if assigned != tokens * top_k:
         return f"{assigned} assignments were counted, {tokens} tokens x top-{top_k} make {tokens * top_k}"
-    least = top_k if tokens and len(counts) == num_experts else 0
+    least = top_k if tokens and num_choices in (None, num_experts) else 0
     most = min(num_experts, tokens * top_k)
     if not least <= distinct <= most:
         return f"{distinct} distinct experts fired, {least} to {most} are possible"

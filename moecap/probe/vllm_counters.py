@@ -26,8 +26,8 @@ class Counted:
 
     rows: NDArray[np.int32]
     """[steps]: rows that the routers saw, padding included; 0: the step reached no router."""
-    counts: NDArray[np.int32]
-    """[steps, layers, experts]: real tokens."""
+    counts: NDArray[np.integer]
+    """[steps, layers, experts]: real tokens; int32, or what a file keeps them in."""
     padding: NDArray[np.bool_]
     """[steps, layers, experts]: a row of padding chose this expert."""
     token_ids: NDArray[np.int16] | None

@@ -83,6 +83,7 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
     def execute_model(self, scheduler_output: Any) -> Any:
         """A step, noted."""
         noted = self._moecap_recording and self._moecap_begin_step(scheduler_output)
+        self._moecap_step_id += bool(scheduler_output.total_num_scheduled_tokens)
         output = super().execute_model(scheduler_output)
         if noted and output is not None:
             self._moecap_end_step()
@@ -97,10 +98,9 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
 
     def execute_dummy_batch(self) -> None:
         """A step that only keeps other data-parallel replicas company."""
-        if self._moecap_recording:
-            self._moecap_step_id += 1
-            if self._moecap_counter is not None:
-                self._moecap_counter.skip_step()
+        self._moecap_step_id += 1
+        if self._moecap_recording and self._moecap_counter is not None:
+            self._moecap_counter.skip_step()
         super().execute_dummy_batch()
 
     # -- what a client calls
@@ -117,7 +117,6 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
         self._moecap_step_ids: list[int] = []
         self._moecap_begins: list[Any] = []
         self._moecap_ends: list[Any] = []
-        self._moecap_step_id = 0
         self._moecap_observed_ns = 0
         self._moecap_log = StepLog()
         if self._moecap_counter is not None:
@@ -145,12 +144,17 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
     # -- inside
 
     _moecap_recording = False
+    _moecap_step_id = 0
+    """Forward passes since the start, recorded or not: replicas make them together, but start to record one by one."""
     _moecap_counter: Counter | None = None
     _moecap_layers: list[int]
 
     def _moecap_attach(self) -> None:
         routers = dict(sorted(routers_of(self.vllm_config)))
         self._moecap_layers = list(routers)
+        ranks, workers = self._moecap_ranks(), self.vllm_config.parallel_config.world_size
+        if workers != ranks.num_pipeline * ranks.num_tensor:
+            raise ValueError(f"{workers} workers that share more than layers and tensors can't be recorded")
         if not routers or get_tp_group().rank_in_group != 0:
             return
         sizes = {(router.top_k, router.global_num_experts) for router in routers.values()}
@@ -166,7 +170,7 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
             if self._moecap_on_cuda()
             else HostCounter(**size)
         )  # fmt: skip
-        replica = self._moecap_ranks().replica if self.vllm_config.parallel_config.data_parallel_size > 1 else None
+        replica = ranks.replica if ranks.num_replicas > 1 else None
         for position, router in enumerate(routers.values()):
             router.set_capture_fn(_Listener(self._moecap_counter, position, router.capture_fn, replica))
 
@@ -176,8 +180,9 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
     def _moecap_ranks(self) -> Ranks:
         parallel = self.vllm_config.parallel_config
         return Ranks(
-            replica=parallel.data_parallel_rank, pipeline=get_pp_group().rank_in_group,
-            num_pipeline=get_pp_group().world_size, tensor=get_tp_group().rank_in_group,
+            replica=parallel.data_parallel_index, num_replicas=parallel.data_parallel_size,
+            pipeline=get_pp_group().rank_in_group, num_pipeline=get_pp_group().world_size,
+            tensor=get_tp_group().rank_in_group, num_tensor=get_tp_group().world_size,
         )  # fmt: skip
 
     def _moecap_begin_step(self, scheduler_output: Any) -> bool:
@@ -188,7 +193,6 @@ class RecordingWorker(PlatformWorker):  # type: ignore[misc]
             return False
         self._moecap_steps.append(step)
         self._moecap_step_ids.append(self._moecap_step_id)
-        self._moecap_step_id += 1
         if self._moecap_counter is not None:
             self._moecap_counter.begin_step(step.tokens)
         self._moecap_begins.append(self._moecap_clock.mark())

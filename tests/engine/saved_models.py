@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from moecap.engine import ENGINES
 from moecap.engine.base import Engine
@@ -30,6 +37,22 @@ CONFIGS: dict[str, Any] = {
     ),
     "mixtral": MixtralConfig(**COMMON, num_local_experts=8, num_experts_per_tok=2, sliding_window=None),
     "olmoe": OlmoeConfig(**{**COMMON, "num_key_value_heads": 4}, **EXPERTS),
+    "gpt_oss": GptOssConfig(
+        **COMMON,
+        num_local_experts=16,
+        num_experts_per_tok=4,
+        head_dim=32,
+        sliding_window=16,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10_000.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+    ),
 }
 PROMPT_LENGTHS = (5, 40, 17, 9, 28)
 

@@ -67,6 +67,10 @@ def test_devices_are_given_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"args": {"worker_cls": "x"}}, "args.worker_cls = 'x'"),
         ({"args": {"model": "other"}}, "args.model = 'other': is decided by the study; leave it out"),
         ({"args": {"env": "A=1"}}, "args.env = 'A=1': holds no variables; write env"),
+        (
+            {"args": {"mode": "offline", "data_parallel_size": 2}},
+            "args.data_parallel_size = 2: is for servers only; use mode: online",
+        ),
         ({"quantization": "int8"}, "write what vLLM calls it into args.quantization"),
         ({"resident_share": 0.5}, "write args.cpu_offload_gb"),
     ],
@@ -137,7 +141,7 @@ def parameter(name: str, numel: int, width: int, dtype: str, *, on_host: bool = 
 
 def settings(**changes: Any) -> dict[str, Any]:
     return {"dtype": "bfloat16", "kv_dtype": "auto", "quantization": None, "device": "H100",
-            "device_capability": [9, 0], **changes}  # fmt: skip
+            "device_capability": [9, 0], "data_parallel_size": 1, "expert_parallel": False, **changes}  # fmt: skip
 
 
 def test_plain_weights_have_their_dtypes_width_whatever_their_layout() -> None:
@@ -187,6 +191,23 @@ def test_packed_weights_are_their_bytes_over_what_they_stand_for() -> None:
     assert held.kv_bytes_per_element == 1
     older = {**half, "settings": settings(quantization="fp8", device_capability=[8, 0])}
     assert held_weights([older, older], shape).compute_dtype["routed_expert"] == "bfloat16"
+
+
+def test_replicas_that_share_experts_hold_their_part_of_them() -> None:
+    """fp8 experts over two replicas, of which one is asked; its own copy of the rest is whole."""
+    shape = virtual_shape("virtual")
+    params = params_by_class(shape)
+    sharing = settings(quantization="fp8", data_parallel_size=2, expert_parallel=True)
+    worker = {
+        "settings": sharing,
+        "parameters": [
+            parameter("model.layers.0.mlp.experts.w13_weight", params["routed_expert"] // 2, 1, "float8_e4m3fn"),
+            parameter("model.layers.0.self_attn.qkv_proj.weight", params["mixer"], 1, "float8_e4m3fn"),
+        ],
+    }
+    held = held_weights([worker], shape)
+    assert (held.bytes_per_param["routed_expert"], held.bytes_per_param["mixer"]) == (1, 1)
+    assert held.weight_bytes["routed_expert"] == params["routed_expert"]
 
 
 def test_int8_weights_multiply_int8_activations() -> None:

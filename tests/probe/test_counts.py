@@ -44,4 +44,5 @@ def test_an_id_that_no_expert_has_is_an_error(wrong: int) -> None:
 def test_invariants(
     counts: tuple[int, ...], distinct: int, tokens: int, top_k: int, num_experts: int, why: str | None
 ) -> None:
-    assert broken_invariant(counts, distinct, tokens, top_k, num_experts) == why
+    found = broken_invariant(sum(counts), distinct, tokens, top_k, num_experts, num_choices=len(counts))
+    assert found == why
