@@ -119,6 +119,8 @@ class LoadKeys(_Strict):
     arrival: Arrival = "closed"
     burstiness: float | None = Field(default=None, gt=0, validate_default=True)
     max_concurrency: int | None = Field(default=None, ge=1)
+    staggered: bool = True
+    """Whether the first requests of a closed loop start spread over one generation."""
     sweep: Sweep = Field(default=Sweep(), validate_default=True)
     warmup: int | None = Field(default=None, ge=0)
     """Requests before the measurement; default: as many as the concurrency, in an open loop FILLING_REQUESTS."""
@@ -141,6 +143,14 @@ class LoadKeys(_Strict):
     def _of_open_loops(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("arrival") == "closed":
             raise ValueError("caps an open loop; write sweep.concurrency for a closed one")
+        return value
+
+    @field_validator("staggered")
+    @classmethod
+    def _of_closed_loops(cls, value: bool, info: ValidationInfo) -> bool:
+        arrival = info.data.get("arrival")
+        if not value and arrival not in ("closed", None):
+            raise ValueError(f"has no meaning with arrival {arrival}; leave it out")
         return value
 
     @field_validator("sweep")
@@ -187,6 +197,7 @@ def expand_loads(study: LoadKeys, arrivals_s: Sequence[float] | None) -> Iterato
     """Every load of the study with its window; a replay needs the times that its workload recorded."""
     plain: dict[str, Any] = {
         "arrival": study.arrival, "burstiness": study.burstiness, "max_concurrency": study.max_concurrency,
+        "staggered": study.staggered,
     }  # fmt: skip
     if study.arrival == "trace":
         assert arrivals_s is not None, "was checked"

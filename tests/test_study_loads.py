@@ -33,6 +33,12 @@ def test_rates_become_open_loops_of_a_fixed_duration() -> None:
     assert expanded(**burst, requests=30) == [(load, WindowSpec(warmup_requests=8, requests=30))]
 
 
+def test_a_closed_loop_can_start_all_at_once() -> None:
+    closed = expanded(sweep={"concurrency": [8]}, staggered=False)
+    assert [load for load, _ in closed] == [LoadSpec(concurrency=8, staggered=False)]
+    assert [load for load, _ in expanded(sweep={"concurrency": [8]})] == [LoadSpec(concurrency=8)]
+
+
 def test_auto_is_a_search_that_carries_the_slo() -> None:
     slo = SloSpec(tpot_s=0.05, share=0.9)
     closed = expanded(sweep={"concurrency": [1, "auto"], "search": {"largest": 256}}, slo=SLO)
@@ -90,6 +96,7 @@ def test_another_file_is_another_point(tmp_path: Path) -> None:
         ({"arrival": "burst", "sweep": {"rate_per_s": [1]}}, "burstiness", "below 1 for bursts"),
         ({"arrival": "poisson", "burstiness": 1, "sweep": {"rate_per_s": [1]}}, "burstiness", "arrival: burst"),
         ({"max_concurrency": 4}, "max_concurrency", "sweep.concurrency"),
+        ({"arrival": "poisson", "sweep": {"rate_per_s": [1]}, "staggered": False}, "staggered", "leave it out"),
         ({"duration_s": 4}, "duration_s", "write requests"),
         ({"arrival": "poisson", "sweep": {"rate_per_s": [1]}, "requests": 9, "duration_s": 4}, "duration_s", "one of"),
         ({"arrival": "trace"}, "workloads.0.type", "workload of type trace"),
