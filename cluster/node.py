@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -70,12 +70,12 @@ class NodeAgent:
             self._calibrated[num_threads] = _calibrate(num_threads)
         return self._calibrated[num_threads]
 
-    def start_telemetry(self, engine_pid: int) -> None:
-        """Sample this host. A recording that a lost engine left open is dropped."""
+    def start_telemetry(self, engine_pid: int, device_uuids: Sequence[str]) -> None:
+        """Sample this host and these of its devices. A recording that a lost engine left open is dropped."""
         if self._recorder is not None:
             self._recorder.stop()
         self._recorder = Recorder(hz=TELEMETRY_HZ)
-        self._recorder.start(engine_pid)
+        self._recorder.start(engine_pid, device_uuids)
 
     def stop_telemetry(self) -> Telemetry:
         """What was sampled since the start."""
@@ -143,8 +143,8 @@ class _RemoteTelemetry:
     def __init__(self, agent: Any) -> None:
         self._agent = agent
 
-    def start(self, engine_pid: int) -> None:
-        self._ask(self._agent.start_telemetry.remote(engine_pid))
+    def start(self, engine_pid: int, device_uuids: Sequence[str]) -> None:
+        self._ask(self._agent.start_telemetry.remote(engine_pid, tuple(device_uuids)))
 
     def stop(self) -> Telemetry:
         telemetry: Telemetry = self._ask(self._agent.stop_telemetry.remote())

@@ -11,10 +11,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from moecap.records import HostSample
+from moecap.records import DeviceFacts, DeviceSample, HostSample
 from moecap.registry import resolve
 from moecap.telemetry import SAMPLERS
 
@@ -57,7 +57,11 @@ class Telemetry:
     """asked_period_s, samples, late_samples (taken over half a period late), skipped_samples (left out because the one
     before took too long), cpu_s (used by the recorder itself)."""
     unknown: dict[str, str]
-    """Quantity that is null in some samples or all -> why, and in how many."""
+    """Quantity that is null in some samples or all -> why, and in how many; those of devices as
+    `devices.<quantity>`."""
+    device_samples: tuple[DeviceSample, ...] = ()
+    device_facts: dict[str, DeviceFacts] = field(default_factory=dict)
+    """UUID -> how it was set up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +118,7 @@ class Recorder:
         self._host = host or socket.gethostname()
         self._recording: _Recording | None = None
 
-    def start(self, engine_pid: int | None = None) -> None:
+    def start(self, engine_pid: int | None = None, device_uuids: Sequence[str] = ()) -> None:
         """Open the samplers, take the first sample, go on in the background. RuntimeError when it runs already."""
         if self._recording is not None:
             raise RuntimeError("the recorder is running already")
