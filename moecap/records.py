@@ -319,6 +319,16 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NumaNode:
+    """Part of a node whose CPUs are nearest to part of its memory."""
+
+    index: int
+    cpus: str | None
+    """As the kernel lists them: `0-15,32-47`; empty: it has memory alone."""
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NodeInfo:
     """One live node, as seen from itself."""
 
@@ -330,6 +340,8 @@ class NodeInfo:
     memory_bytes: int
     devices: tuple[DeviceInfo, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    numa_nodes: tuple[NumaNode, ...] = ()
+    """Empty: the kernel tells none, or written before they were read."""
 
     @property
     def device_key(self) -> str:
@@ -681,6 +693,86 @@ class HostSample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceSample:
+    """One reading of an accelerator. Rates differ: a quantity that is read less often is null between."""
+
+    time_ns: int
+    device_id: str
+    """UUID, as its driver gives it."""
+    energy_j: float | None = None
+    """The driver's counter, of the device, since the driver was loaded."""
+    power_w: float | None = None
+    """Instant, of the device."""
+    power_average_w: float | None = None
+    """The driver's moving average, of the device."""
+    module_power_w: float | None = None
+    """Instant, of the module that the device is part of, its CPU included (superchips)."""
+    memory_power_w: float | None = None
+    """The driver's moving average, of the device's memory."""
+    gpu_utilisation: float | None = None
+    """0 to 1: share of the driver's last period in which a kernel ran."""
+    memory_utilisation: float | None = None
+    """0 to 1: share of that period in which memory was read or written."""
+    memory_used_bytes: int | None = None
+    sm_clock_hz: int | None = None
+    memory_clock_hz: int | None = None
+    temperature_c: float | None = None
+    memory_temperature_c: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    """Why clocks are below the highest; empty: nothing holds them."""
+    pcie_sent_bytes_per_s: float | None = None
+    """By the driver, over the 20 ms before the reading."""
+    pcie_received_bytes_per_s: float | None = None
+    nvlink_sent_bytes: int | None = None
+    """Counter over all links, payload alone."""
+    nvlink_received_bytes: int | None = None
+    dram_active_s: float | None = None
+    """Hardware counters, integrated since the recording began: share of the peak DRAM rate x seconds."""
+    sm_active_s: float | None = None
+    """Share of SMs that were busy x seconds."""
+    tensor_active_s: float | None = None
+    """Share of peak tensor operations x seconds."""
+    gpm_pcie_sent_bytes: float | None = None
+    """Hardware counters, integrated since the recording began."""
+    gpm_pcie_received_bytes: float | None = None
+    gpm_nvlink_sent_bytes: float | None = None
+    gpm_nvlink_received_bytes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceFacts:
+    """How an accelerator was set up during a run, as its driver tells."""
+
+    name: str
+    driver_version: str | None = None
+    power_cap_w: float | None = None
+    """In force; below the default where somebody lowered it."""
+    power_cap_default_w: float | None = None
+    memory_bus_bits: int | None = None
+    memory_clock_max_hz: int | None = None
+    sm_clock_max_hz: int | None = None
+    clock_policy: str | None = None
+    """What limits the clocks beside power and heat: `free`, or application clocks and what else the driver names."""
+    mig: bool | None = None
+    """Whether the device is cut into instances, or is one."""
+    numa_node: int | None = None
+    """NUMA node of the host that it is nearest to."""
+    idle_power_w: float | None = None
+    """By counter, measured once before anything ran on it."""
+    energy_period_s: float | None = None
+    """How often the energy counter changes, measured with the idle power."""
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    """Field that is None -> reason."""
+
+    @property
+    def dram_bytes_per_s(self) -> float | None:
+        """Peak by the driver: bus width x highest memory clock x 2 (both edges)."""
+        if self.memory_bus_bits is None or self.memory_clock_max_hz is None:
+            return None
+        return self.memory_bus_bits / 8 * self.memory_clock_max_hz * 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRecord:
     """One graded item."""
 
@@ -775,6 +867,8 @@ class Manifest:
     """Time that the probe spent inside the measured path."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
     """Telemetry: asked period, samples taken, late samples, CPU seconds used."""
+    device_facts: Mapping[str, DeviceFacts] = field(default_factory=dict)
+    """UUID -> how it was set up. Empty: no device was placed, or written before they were read."""
     client: ClientRecord | None = None
     """Of a server's client; None in process."""
     search: SearchRecord | None = None

@@ -45,7 +45,7 @@ from moecap.records import (
     Window,
 )
 from moecap.registry import resolve
-from moecap.schema import HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, Rows, table_of
+from moecap.schema import DEVICES, HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, Rows, table_of
 from moecap.store import RunData
 from moecap.telemetry.base import Telemetry
 from moecap.trials import LoadFinder
@@ -60,9 +60,8 @@ STEADY_WINDOW = "steady_window"
 DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
 
 
-UNREAD = dict.fromkeys(
-    ("power_cap_w", "clock_policy", "memory_clock_hz", "memory_bus_bits"), "no sampler reads the device's settings"
-)
+UNREAD = dict.fromkeys(("power_cap_w", "clock_policy"), "no sampler reads the settings of CPUs")
+"""Of runs that compute on the host; devices tell theirs in `device_facts`."""
 DISTURBED_SHARE = 0.2
 """Of the node's CPUs, busy with other work while a run was measured, above which the run is flagged."""
 UNSTEADY_SPREAD = 0.5
@@ -72,8 +71,8 @@ UNSTEADY_SPREAD = 0.5
 class TelemetryHandle(Protocol):
     """Something that samples the host while a run goes on; in a fleet it lives in another process."""
 
-    def start(self, engine_pid: int) -> None:
-        """Begin sampling."""
+    def start(self, engine_pid: int, device_uuids: Sequence[str]) -> None:
+        """Begin sampling the host and these of its devices."""
 
     def stop(self) -> Telemetry:
         """End sampling and hand over what was read."""
@@ -159,7 +158,7 @@ class Session:
         self, spec: RunSpec, load: LoadSpec | None, telemetry: TelemetryHandle
     ) -> tuple[_Measured, Telemetry, Seen]:
         """Measure while telemetry samples."""
-        telemetry.start(os.getpid())
+        telemetry.start(os.getpid(), self._placement.device_uuids)
         others = OtherLoad()
         try:
             measured = self._accuracy(spec) if load is None else self._performance(spec, load)
@@ -258,8 +257,11 @@ class Session:
                     self._peaks, others, num_cpus=self._node.num_cpus, niceness=os.getpriority(os.PRIO_PROCESS, 0)
                 ),
             },
-            unknown={**sampled.unknown, **UNREAD, **unknown_of(serve)}, observer_ns=serve.observer_ns,
-            sampler=sampled.stats, client=serve.client, search=measured.search,
+            unknown={
+                **sampled.unknown, **({} if self._placement.device_uuids else UNREAD), **unknown_of(serve),
+            },
+            observer_ns=serve.observer_ns, sampler=sampled.stats, device_facts=sampled.device_facts,
+            client=serve.client, search=measured.search,
         )  # fmt: skip
         return RunData(
             manifest=manifest,
@@ -268,6 +270,7 @@ class Session:
             tiers=table_of(TIERS, serve.tiers),
             requests=table_of(REQUESTS, serve.requests),
             hosts=table_of(HOSTS, sampled.samples),
+            devices=table_of(DEVICES, sampled.device_samples),
             samples=table_of(SAMPLES, measured.samples),
         )
 

@@ -53,6 +53,20 @@ HOSTS = pa.schema(
         ("network_sent_bytes", pa.int64()), ("network_received_bytes", pa.int64()),
     ]
 )  # fmt: skip
+DEVICES = pa.schema(
+    [
+        ("time_ns", pa.int64()), ("device_id", pa.string()), ("energy_j", pa.float64()), ("power_w", pa.float64()),
+        ("power_average_w", pa.float64()), ("module_power_w", pa.float64()), ("memory_power_w", pa.float64()),
+        ("gpu_utilisation", pa.float64()), ("memory_utilisation", pa.float64()), ("memory_used_bytes", pa.int64()),
+        ("sm_clock_hz", pa.int64()), ("memory_clock_hz", pa.int64()), ("temperature_c", pa.float64()),
+        ("memory_temperature_c", pa.float64()), ("throttle_reasons", pa.list_(pa.string())),
+        ("pcie_sent_bytes_per_s", pa.float64()), ("pcie_received_bytes_per_s", pa.float64()),
+        ("nvlink_sent_bytes", pa.int64()), ("nvlink_received_bytes", pa.int64()), ("dram_active_s", pa.float64()),
+        ("sm_active_s", pa.float64()), ("tensor_active_s", pa.float64()), ("gpm_pcie_sent_bytes", pa.float64()),
+        ("gpm_pcie_received_bytes", pa.float64()), ("gpm_nvlink_sent_bytes", pa.float64()),
+        ("gpm_nvlink_received_bytes", pa.float64()),
+    ]
+)  # fmt: skip
 SAMPLES = pa.schema(
     [
         ("task", pa.string()), ("item_id", pa.string()), ("repeat", pa.int32()), ("raw_output", pa.string()),
@@ -69,7 +83,8 @@ METRICS = pa.schema(
     ]
 )  # fmt: skip
 RUN_TABLES: dict[str, pa.Schema] = {
-    "passes": PASSES, "routing": ROUTING, "tiers": TIERS, "requests": REQUESTS, "hosts": HOSTS, "samples": SAMPLES,
+    "passes": PASSES, "routing": ROUTING, "tiers": TIERS, "requests": REQUESTS, "hosts": HOSTS, "devices": DEVICES,
+    "samples": SAMPLES,
 }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ class RunData:
     tiers: pa.Table
     requests: pa.Table
     hosts: pa.Table
+    devices: pa.Table
     samples: pa.Table
 
 

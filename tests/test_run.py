@@ -1,5 +1,6 @@
 """Windows, checks and joined recordings, by hand."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from moecap.errors import ClusterError, EngineError
 from moecap.hardware.otherload import Seen
 from moecap.records import (
+    DeviceFacts,
+    DeviceSample,
     LoadSpec,
     ModelSpec,
     NodeInfo,
@@ -23,7 +26,8 @@ from moecap.records import (
     WindowSpec,
     WorkloadSpec,
 )
-from moecap.run import Session, concatenate, environment_flags, run_checks, unknown_of
+from moecap.run import Session, TelemetryHandle, concatenate, environment_flags, run_checks, unknown_of
+from moecap.store import RunData
 from moecap.telemetry.base import Telemetry
 from moecap.windows import closed_loop_window
 
@@ -99,35 +103,66 @@ def test_a_replica_that_nobody_knows_is_unknown_with_a_reason() -> None:
 class LostTelemetry:
     """It starts, and is gone when it shall stop."""
 
-    def start(self, engine_pid: int) -> None:
+    def start(self, engine_pid: int, device_uuids: Sequence[str]) -> None:
         pass
 
     def stop(self) -> Telemetry:
         raise ClusterError("the node agent gave no telemetry")
 
 
-def run_on_lost_telemetry(**args: Any) -> None:
+class RecordedTelemetry:
+    """What a sampler of one device would have recorded."""
+
+    def start(self, engine_pid: int, device_uuids: Sequence[str]) -> None:
+        self.asked = tuple(device_uuids)
+
+    def stop(self) -> Telemetry:
+        samples = [DeviceSample(time_ns=t, device_id="GPU-a", energy_j=7.5 * t, throttle_reasons=()) for t in (1, 2)]
+        facts = DeviceFacts(name="H100", unknown={"mig": "not asked"})
+        return Telemetry(
+            samples=(), stats={"cpu_s": 0.5}, unknown={"devices.power_w": "not there"}, device_samples=tuple(samples),
+            device_facts={"GPU-a": facts},
+        )  # fmt: skip
+
+
+def run_fake(telemetry: TelemetryHandle, device_uuids: tuple[str, ...] = (), **args: Any) -> RunData:
     """8 requests of the fake engine."""
     system = SystemSpec(name="s", engine="fake", node="cpu", args={"pass_s": 0.0, **args})
     node = NodeInfo(node_id="n", hostname="h", kinds=frozenset({"cpu"}), cpu_model="c", num_cpus=1, memory_bytes=1)
-    placement = Placement(node_id="n", hostname="h", kind="cpu")
+    placement = Placement(node_id="n", hostname="h", kind="cpu", device_uuids=device_uuids)
     point = PointSpec(
         model=ModelSpec(name="m"), system=system, workload=WorkloadSpec(type="synthetic", options={"output_tokens": 2}),
         load=LoadSpec(concurrency=1), window=WindowSpec(warmup_requests=0, requests=8),
     )  # fmt: skip
     session = Session.open(model=point.model, system=system, placement=placement, node=node, peaks=())
-    session.run(RunSpec(point=point), study="t", telemetry=LostTelemetry())
+    return session.run(RunSpec(point=point), study="t", telemetry=telemetry)
 
 
 def test_what_the_engine_raises_is_not_masked_by_telemetry_that_does_not_stop() -> None:
     with pytest.raises(EngineError, match="told to crash at request 3") as caught:
-        run_on_lost_telemetry(crash_at_request=3)
+        run_fake(LostTelemetry(), crash_at_request=3)
     assert isinstance(caught.value.__context__, ClusterError)  # telemetry was stopped, and what it said is kept
+
+
+def test_what_was_recorded_of_the_placed_devices_is_handed_over() -> None:
+    telemetry = RecordedTelemetry()
+    run = run_fake(telemetry, ("GPU-a",))
+    assert telemetry.asked == ("GPU-a",)
+    assert run.devices.select(["time_ns", "device_id", "energy_j", "power_w", "throttle_reasons"]).to_pylist() == [
+        {"time_ns": 1, "device_id": "GPU-a", "energy_j": 7.5, "power_w": None, "throttle_reasons": []},
+        {"time_ns": 2, "device_id": "GPU-a", "energy_j": 15.0, "power_w": None, "throttle_reasons": []},
+    ]
+    assert run.manifest.device_facts["GPU-a"].unknown == {"mig": "not asked"}
+    assert run.manifest.unknown == {"devices.power_w": "not there"}  # nothing of the CPUs' own settings
+
+
+def test_the_settings_of_cpus_are_told_to_be_unread() -> None:
+    assert set(run_fake(RecordedTelemetry()).manifest.unknown) == {"devices.power_w", "power_cap_w", "clock_policy"}
 
 
 def test_telemetry_that_does_not_stop_after_a_good_run_is_an_error_of_its_own() -> None:
     with pytest.raises(ClusterError, match="no telemetry"):
-        run_on_lost_telemetry()
+        run_fake(LostTelemetry())
 
 
 @pytest.mark.parametrize(

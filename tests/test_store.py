@@ -12,6 +12,8 @@ import pytest
 from moecap.errors import ConfigError, StoreError
 from moecap.records import (
     ClientRecord,
+    DeviceFacts,
+    DeviceSample,
     HeldWeights,
     LayerShape,
     LoadSpec,
@@ -29,7 +31,7 @@ from moecap.records import (
     SearchTrial,
     Window,
 )  # fmt: skip
-from moecap.schema import METRICS, PASSES, RUN_TABLES, rows_of, table_of
+from moecap.schema import DEVICES, METRICS, PASSES, RUN_TABLES, rows_of, table_of
 from moecap.store import RunData, Store, studies
 from moecap.study import load_study, parse_study
 
@@ -97,6 +99,41 @@ def test_how_a_load_was_found_and_who_measured_it_come_back(store: Store) -> Non
     store.write_run(replace(run, manifest=replace(run.manifest, search=search, client=client)))
     back = store.load_manifest(run.manifest.run_id)
     assert (back.search, back.client) == (search, client)
+
+
+def test_devices_and_how_they_were_set_up_come_back(store: Store) -> None:
+    facts = DeviceFacts(
+        name="NVIDIA H100 80GB HBM3", power_cap_w=700.0, memory_bus_bits=5120, memory_clock_max_hz=2_619_000_000,
+        mig=False, unknown={"numa_node": "Not Supported"},
+    )  # fmt: skip
+    samples = [
+        DeviceSample(time_ns=5, device_id="GPU-a", energy_j=0.25, memory_used_bytes=1 << 36, throttle_reasons=()),
+        DeviceSample(time_ns=6, device_id="GPU-a", throttle_reasons=("power cap", "heat"), dram_active_s=0.5),
+    ]
+    run = run_data()
+    manifest = replace(run.manifest, device_facts={"GPU-a": facts})
+    store.write_run(replace(run, manifest=manifest, devices=table_of(DEVICES, samples)))
+    back = store.load_run(manifest.run_id)
+    assert back.manifest.device_facts == {"GPU-a": facts}
+    assert back.manifest.tables["devices"] == 2
+    first, second = rows_of(back.devices, DeviceSample)
+    assert (first.energy_j, first.memory_used_bytes, first.throttle_reasons) == (0.25, 1 << 36, [])
+    assert (second.energy_j, second.throttle_reasons, second.dram_active_s) == (None, ["power cap", "heat"], 0.5)
+    # 5120 bits are 640 bytes; 2,619 MHz, both edges: 3.352 TB/s as the device's datasheet rounds it
+    assert facts.dram_bytes_per_s == 640 * 2_619_000_000 * 2 == 3_352_320_000_000
+
+
+def test_a_run_from_before_devices_were_sampled_is_read(store: Store) -> None:
+    run = run_data()
+    store.write_run(run)
+    path = Path(store.base, "runs", run.manifest.run_id, "manifest.json")
+    document = json.loads(path.read_text())
+    del document["device_facts"], document["tables"]["devices"]
+    path.write_text(json.dumps(document))
+    back = store.load_run(run.manifest.run_id)
+    assert back.manifest.device_facts == {}
+    assert back.devices.schema.equals(DEVICES) and back.devices.num_rows == 0
+    assert store.is_whole(run.manifest.run_id)
 
 
 def test_a_manifest_from_before_searches_and_clients_is_read(store: Store) -> None:

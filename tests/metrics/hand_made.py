@@ -10,6 +10,7 @@ from moecap.prices import load_prices
 from moecap.records import (
     AccuracySpec,
     CostSpec,
+    DeviceSample,
     HeldWeights,
     HostSample,
     LayerShape,
@@ -34,7 +35,7 @@ from moecap.records import (
     WindowSpec,
     WorkloadSpec,
 )
-from moecap.schema import HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, table_of
+from moecap.schema import DEVICES, HOSTS, PASSES, REQUESTS, ROUTING, SAMPLES, SCHEMA_VERSION, TIERS, table_of
 from moecap.store import RunData
 
 SECOND = 10**9
@@ -125,7 +126,7 @@ def a_run(
     *, point: PointSpec | None = None, repeat: int = 0, window_s: tuple[float, float] = (0.0, 10.0),
     passes: tuple[PassRecord, ...] = (), routing: tuple[RoutingRecord, ...] = (),
     requests: tuple[RequestRecord, ...] = (), tiers: tuple[TierRecord, ...] = (), hosts: tuple[HostSample, ...] = (),
-    samples: tuple[SampleRecord, ...] = (), **manifest: Any,
+    devices: tuple[DeviceSample, ...] = (), samples: tuple[SampleRecord, ...] = (), **manifest: Any,
 ) -> RunData:  # fmt: skip
     point = point or performance_point()
     spec = RunSpec(point=point, repeat=repeat)
@@ -140,7 +141,7 @@ def a_run(
     return RunData(
         manifest=replace(plain, **manifest), passes=table_of(PASSES, passes), routing=table_of(ROUTING, routing),
         tiers=table_of(TIERS, tiers), requests=table_of(REQUESTS, requests), hosts=table_of(HOSTS, hosts),
-        samples=table_of(SAMPLES, samples),
+        devices=table_of(DEVICES, devices), samples=table_of(SAMPLES, samples),
     )  # fmt: skip
 
 

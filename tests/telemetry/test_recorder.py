@@ -8,8 +8,9 @@ import pytest
 from moecap.errors import ConfigError
 from moecap.records import HostSample
 from moecap.telemetry import SAMPLERS
-from moecap.telemetry.base import QUANTITIES, Cadence, Reading, Recorder, Sampler, make_samplers
+from moecap.telemetry.base import QUANTITIES, Reading, Sampler, make_samplers
 from moecap.telemetry.fake import FakeSampler
+from moecap.telemetry.recorder import Cadence, Recorder
 
 CADENCE = Cadence(start_ns=1_000, period_ns=100)
 
@@ -51,7 +52,7 @@ class Counting(Sampler):
         self.calls = 0
         self.opened.append(engine_pid)
 
-    def sample(self, now_ns: int) -> Reading:
+    def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
         self.calls += 1
         if self.calls >= self.enough:
             self.reached.set()
@@ -66,7 +67,7 @@ class Broken(Sampler):
     def open(self, engine_pid: int | None) -> None:
         pass
 
-    def sample(self, now_ns: int) -> Reading:
+    def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
         raise ZeroDivisionError("division by zero")
 
 
@@ -101,8 +102,8 @@ def test_even_the_shortest_recording_has_a_first_and_a_last_sample() -> None:
 
 def test_a_sampler_that_takes_several_periods_is_not_made_up_for_in_a_burst() -> None:
     class Slow(Counting):
-        def sample(self, now_ns: int) -> Reading:
-            reading = super().sample(now_ns)
+        def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
+            reading = super().sample(now_ns, edge=edge)
             if self.calls == 2:
                 time.sleep(0.05)
             return reading
@@ -152,12 +153,12 @@ def test_a_recorder_can_be_used_again_but_not_twice_at_once() -> None:
 
 
 def test_a_hung_sampler_does_not_hang_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moecap.telemetry.base.STOP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("moecap.telemetry.recorder.STOP_TIMEOUT_S", 0.05)
     release = threading.Event()
 
     class Hanging(Counting):
-        def sample(self, now_ns: int) -> Reading:
-            reading = super().sample(now_ns)
+        def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
+            reading = super().sample(now_ns, edge=edge)
             if self.calls == 2:
                 release.wait(30)
             return reading
