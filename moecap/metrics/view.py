@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat
+from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat, passes_of, routing_of
 from moecap.metrics.needs import Needs, needs_of
 from moecap.metrics.work import PassWork, pass_work
 from moecap.prices import Prices
@@ -79,34 +79,12 @@ class RunView:
         ends = pc.add(self.run.passes["started_ns"], self.run.passes["duration_ns"])
         inside = pc.and_(pc.greater(ends, start_ns), pc.less_equal(ends, end_ns))
         table = self.run.passes.filter(pc.and_(inside, self.run.passes["valid"]))
-        query, row = flat(table["query_lens"])
-        context, _ = flat(table["context_lens"])
-        return Passes(
-            pass_id=column(table, "pass_id"), replica=column(table, "replica"),
-            phase=np.array(table["phase"].to_pylist(), dtype=np.str_),
-            started_ns=column(table, "started_ns"), launched_ns=column(table, "launched_ns"),
-            duration_s=column(table, "duration_ns") * NS, num_requests=column(table, "num_requests"),
-            scheduled_tokens=column(table, "scheduled_tokens"), logits_tokens=column(table, "logits_tokens"),
-            padded_tokens=column(table, "padded_tokens"), query=query, context=context, row=row,
-        )  # fmt: skip
+        return passes_of(table)
 
     @cached_property
     def routing(self) -> Routing:
-        """Distinct experts of the counted passes; a valid pass has a row for every MoE layer."""
-        ids = self.passes.pass_id
-        table = self.run.routing.filter(pc.is_in(self.run.routing["pass_id"], value_set=pa.array(ids, pa.int64())))
-        layers = np.unique(column(table, "layer"))
-        at = (
-            np.searchsorted(ids, column(table, "pass_id"), sorter=(order := np.argsort(ids, kind="stable"))),
-            np.searchsorted(layers, column(table, "layer")),
-        )
-        rows = order[at[0]]
-        found = {}
-        for name in ("distinct", "distinct_physical"):
-            matrix = np.zeros((len(ids), len(layers)), dtype=np.int64)
-            matrix[rows, at[1]] = column(table, name)
-            found[name] = matrix
-        return Routing(layers=layers, **found)
+        """Distinct experts of the counted passes."""
+        return routing_of(self.run.routing, self.passes)
 
     @cached_property
     def replica_peaks(self) -> tuple[Peaks, ...]:
