@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from moecap.metrics.devices import MIN_READINGS, Reading, increase, integral, is_sliced
+from moecap.metrics.devices import MIN_READINGS, SLICED, Reading, increase, integral, is_sliced
 from moecap.metrics.series import Stretch, series_of
 from moecap.metrics.view import RunView
 from moecap.prices.node import Part
 
 NOTHING = "no counter was readable, and no TDP is known"
-SLICED = "the driver counts for the whole device, of which the run has an instance (MIG)"
 SOURCES = ("nvml_counter", "rapl", "nvml_power", "tdp_estimate", "missing")
 """Strongest first."""
 MEASURED = SOURCES[:3]
@@ -52,9 +51,9 @@ class Energy:
 
 def device_energy(run: RunView, source: str, stretch: Stretch) -> Reading:
     """What the placed devices used, by `nvml_counter` or `nvml_power`."""
-    if is_sliced(run):
+    if is_sliced(run.run):
         return Reading(missing=SLICED)
-    return increase(run, "energy_j", stretch) if source == "nvml_counter" else integral(run, "power_w", stretch)
+    return increase(run.run, "energy_j", stretch) if source == "nvml_counter" else integral(run.run, "power_w", stretch)
 
 
 def host_energy(run: RunView, component: str, stretch: Stretch) -> Reading:

@@ -6,6 +6,7 @@ What ends or comes out at the very start of the window was made before it: passe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat, passes_of, routing_of
 from moecap.metrics.needs import Needs, needs_of
+from moecap.metrics.one_phase import OnePhaseWindow, one_phase_windows
 from moecap.metrics.work import PassWork, pass_work
 from moecap.prices import Prices
 from moecap.prices.node import Placed, placed_on
@@ -101,6 +103,11 @@ class RunView:
     def work(self) -> PassWork:
         """Bytes and FLOPs of the counted passes."""
         return pass_work(self.shape, self.held, self.passes, self.routing)
+
+    @cached_property
+    def one_phase(self) -> Mapping[str, OnePhaseWindow | str]:
+        """Phase -> the window in which hardware counters are held against what was counted, or why there is none."""
+        return one_phase_windows(self.run)
 
     @cached_property
     def needs(self) -> Needs | None:
