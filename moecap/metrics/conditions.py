@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from moecap.metrics.declare import Observed, metric, pooled, ratio
 from moecap.metrics.view import RunView
 
-HARMLESS = frozenset({"gpu_idle", "applications_clocks_setting"})
+HARMLESS = frozenset({"idle", "application clocks"})
 """Reasons that are no throttling: nothing ran, or clocks are where somebody set them."""
 SAMPLED = {
     "temperature_c": "C", "memory_temperature_c": "C", "sm_clock_hz": "Hz", "memory_clock_hz": "Hz",

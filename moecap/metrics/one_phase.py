@@ -19,6 +19,8 @@ from moecap.store import RunData
 PHASES = ("prefill", "decode")
 MIN_WINDOW_S = 5.0
 """Of a window that hardware counters are compared over: over 1 s they were 5 % off once, over 2 s and more 1.2 %."""
+STALE_NS = 100_000_000
+"""So old may be what a reading holds (GPM's refresh): a window begins no sooner after the phase did."""
 ROUNDING_NS = 1000
 """Passes that lie no further apart follow each other: clocks that are converted round."""
 OVERLAP = "passes of several replicas overlap: no stretch is of one phase"
@@ -126,6 +128,6 @@ def _read_by_all(run: RunData) -> Ints:
 
 
 def _aligned(stretch: Stretch, times_ns: Ints) -> Stretch:
-    """From the first to the last of the times in it: there counters are known without interpolation."""
-    inside = times_ns[(times_ns >= stretch[0]) & (times_ns <= stretch[1])]
+    """From the first to the last of the times at which counters hold nothing but it: no interpolation is needed."""
+    inside = times_ns[(times_ns >= stretch[0] + STALE_NS) & (times_ns <= stretch[1])]
     return (int(inside[0]), int(inside[-1])) if len(inside) else (0, 0)

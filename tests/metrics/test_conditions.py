@@ -12,12 +12,12 @@ from moecap.records import DeviceSample, Phase, RepeatsSpec, StudyPlan
 from moecap.store import RunData
 
 HOT = (
-    device(-1, temperature_c=20.0, sm_clock_hz=10, throttle_reasons=("hw_slowdown",)),  # before the window
+    device(-1, temperature_c=20.0, sm_clock_hz=10, throttle_reasons=("hardware slowdown",)),  # before the window
     device(1, temperature_c=50.0, sm_clock_hz=1980, throttle_reasons=()),
-    device(2, temperature_c=60.0, sm_clock_hz=1980, throttle_reasons=("gpu_idle",)),
-    device(3, temperature_c=70.0, throttle_reasons=("sw_power_cap", "sw_thermal_slowdown")),
-    device(4, temperature_c=90.0, sm_clock_hz=1200, throttle_reasons=("sw_power_cap", "applications_clocks_setting")),
-    device(5, "GPU-b", temperature_c=99.0, throttle_reasons=("hw_slowdown",)),  # another's
+    device(2, temperature_c=60.0, sm_clock_hz=1980, throttle_reasons=("idle",)),
+    device(3, temperature_c=70.0, throttle_reasons=("power cap", "heat (software)")),
+    device(4, temperature_c=90.0, sm_clock_hz=1200, throttle_reasons=("power cap", "application clocks")),
+    device(5, "GPU-b", temperature_c=99.0, throttle_reasons=("hardware slowdown",)),  # another's
 )
 """Reasons of four samples in the window, of which two hold clocks back."""
 
@@ -46,8 +46,8 @@ def test_share_of_samples_that_are_throttled() -> None:
     every, *by_reason = observed("throttled_share", run_of(*HOT))
     assert (every.numerator, every.denominator) == (2, 4)
     assert [(one.qualifiers["reason"], one.numerator) for one in by_reason] == [
-        ("sw_power_cap", 2),
-        ("sw_thermal_slowdown", 1),
+        ("heat (software)", 1),
+        ("power cap", 2),
     ]
 
 

@@ -85,6 +85,13 @@ def test_errors_over_the_longest_window_between_two_readings() -> None:
     assert prefill is not None and prefill.startswith("0.0 s are the longest time of prefill passes alone")
 
 
+def test_a_reading_right_after_the_phase_began_may_hold_what_was_before() -> None:
+    """Decode from 0.45 to 8.45 s: 0.5 s is too soon after, so from 1 to 8 s; at 8.45 s nothing follows that could be
+    held."""
+    run = run_of(decodes(8, start_s=0.45), *counters())
+    assert of("s_mbu_error", run).told == {"window": "7.0 s, 8 passes"}
+
+
 def test_the_window_may_lie_outside_of_the_measurement() -> None:
     """A batch that is decoded after the last request was sent."""
     run = run_of(decodes(8), *counters(), window_s=(0.0, 1.0))
@@ -157,7 +164,7 @@ def test_no_error_where_the_counter_saw_what_was_counted(
     )
     per_pass = view(run_of(passes, window_s=(-1.0, 20.0))).work.physical_bytes
     risen = np.concatenate([[0.0], np.cumsum(per_pass)]) / FACTS.dram_bytes_per_s
-    times = sorted({0.5, 7.5, *(8 * one for one in readings)})
+    times = sorted({0.5, 4.0, 7.5, *(8 * one for one in readings)})
     run = run_of(passes, *(device(t, dram_active_s=float(np.interp(t, starts, risen))) for t in (-1, *times, 9)))
     assert value("s_mbu_error", run) == pytest.approx(0, abs=1e-6)
 
