@@ -47,7 +47,7 @@ def pass_work(shape: ModelShape, held: HeldWeights, passes: Passes, routing: Rou
     rows = passes.scheduled_tokens + passes.padded_tokens
     most = np.minimum(passes.scheduled_tokens[:, None] * top_k, num_experts)
     kv = _per_request_sum(_kv_read_elements(shape, passes), passes) * held.kv_bytes_per_element
-    activations = _activation_bytes(shape, held, rows, passes.logits_tokens)
+    activations = _activation_bytes(shape, held, rows, passes.logits_tokens) + _expansion_bytes(shape, held, passes)
     beside_experts = fixed + kv + _unavoidable_bytes(shape, held, passes) + activations
     return PassWork(
         weight_bytes=fixed + routing.distinct @ experts,
@@ -129,6 +129,12 @@ def _activation_bytes(shape: ModelShape, held: HeldWeights, rows: Ints, logits_r
     return (elements * held.activation_bytes_per_element).astype(np.float64)
 
 
+def _expansion_bytes(shape: ModelShape, held: HeldWeights, passes: Passes) -> Floats:
+    """Of latents that are expanded anew in every pass; 0 of engines that attend to the latents themselves."""
+    elements = sum(layer.expanded_elements_per_key for layer in shape.layers)
+    return elements * held.activation_bytes_per_element * _per_request_sum(passes.context, passes)
+
+
 def pass_flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str, Floats]:
     """By compute dtype: 2 x matrix parameters that each token uses, attention and indexer scores of every causal pair
     that is attended or scored, lm_head for logits rows."""
@@ -150,6 +156,8 @@ def pass_flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str
         ("lm_head", 2.0 * passes.logits_tokens * shape.lm_head_matrix_params),
         ("attention", np.zeros(len(passes)) + scores),
     ]
+    if expanded := sum(layer.expanded_flops_per_key for layer in shape.layers):
+        parts.append(("mixer", expanded * _per_request_sum(passes.context, passes)))
     found: dict[str, Floats] = {}
     for kind, flops in parts:
         dtype = held.compute_dtype[kind]
