@@ -38,7 +38,8 @@ from moecap.store import Store
 SEARCH_DEADLINES = 4
 """A run that searches for its load may take so many of the study's deadlines: its trials and the run itself."""
 START_GRACE_S = 90.0
-"""On top of the study's deadline for an engine start: a new process, its imports and the node's calibration."""
+"""On top of the study's deadline for an engine start: a new process, its imports, the node's calibration, its devices'
+idle power."""
 NO_PROCESS = "Ray started no process for the engine: others may hold the node's CPUs or devices"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """That Ray puts into tracebacks."""
@@ -98,9 +99,10 @@ class Engines:
         if self._calibrates and not placement.device_uuids:
             # `after`: the new process would disturb what is calibrated while it starts
             calibrated = node.agent.calibrate.remote(placement.num_cpus, after=engine.processes)
+        idle = node.agent.measure_idle.remote(placement.device_uuids, after=engine.processes)
         opened = runner.open.remote(
             model=command.model, system=command.system, placement=placement, node=node.info, agent=node.agent,
-            calibrated=calibrated, store=self._store,
+            calibrated=calibrated, store=self._store, after=idle,
         )  # fmt: skip
         self._await(opened, command.engine_id, "start", self._deadline_s + START_GRACE_S)
 

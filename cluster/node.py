@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -31,9 +31,13 @@ from moecap.metrics.reduce import headline
 from moecap.records import ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
 from moecap.run import STEADY_WINDOW, Session
 from moecap.store import RunData, Store
-from moecap.telemetry.base import Recorder, Telemetry
+from moecap.telemetry.base import Telemetry, make_device_samplers
+from moecap.telemetry.idle import IdlePower, idle_powers
+from moecap.telemetry.recorder import Recorder
 
 TELEMETRY_HZ = 10.0
+IDLE_SAMPLERS = ("nvml", "amd")
+NO_IDLE = IdlePower(reason="it was not measured: the node's agent was restarted since")
 ANSWER_TIMEOUT_S = 30.0
 RUNNER_EXIT_S = 3.0
 PROCESS_EXIT_S = 10.0
@@ -53,6 +57,7 @@ class NodeAgent:
     def __init__(self) -> None:
         self._recorder: Recorder | None = None
         self._calibrated: dict[int, Peaks] = {}
+        self._idle: dict[str, IdlePower] = {}
 
     def version(self) -> str:
         """Of the moecap that this node would run."""
@@ -70,6 +75,14 @@ class NodeAgent:
             self._calibrated[num_threads] = _calibrate(num_threads)
         return self._calibrated[num_threads]
 
+    def measure_idle(self, device_uuids: Sequence[str], after: object = None) -> None:
+        """What these devices draw before anything runs on them; once, and at once where there is none. Pass what must
+        have happened before as `after`, as for `calibrate`."""
+        del after
+        new = [uuid for uuid in device_uuids if uuid not in self._idle]
+        if new:
+            self._idle |= idle_powers(make_device_samplers(IDLE_SAMPLERS), new)
+
     def start_telemetry(self, engine_pid: int, device_uuids: Sequence[str]) -> None:
         """Sample this host and these of its devices. A recording that a lost engine left open is dropped."""
         if self._recorder is not None:
@@ -82,7 +95,9 @@ class NodeAgent:
         if self._recorder is None:
             raise ClusterError("telemetry was not started, or its node agent was restarted meanwhile")
         recorder, self._recorder = self._recorder, None
-        return recorder.stop()
+        telemetry = recorder.stop()
+        facts = {uuid: self._idle.get(uuid, NO_IDLE).told_in(one) for uuid, one in telemetry.device_facts.items()}
+        return replace(telemetry, device_facts=facts)
 
     def end_processes(self, processes: EngineProcesses) -> str | None:
         """See that every process of an engine is gone: its Runner, which Ray was told to kill, then all others. The
@@ -112,8 +127,11 @@ class Runner:
         agent: Any,
         calibrated: Peaks | None,
         store: Store,
+        after: object = None,
     ) -> None:
-        """Start the engine. Raises EngineError, ConfigError or MissingDependencyError when it can't."""
+        """Start the engine. Raises EngineError, ConfigError or MissingDependencyError when it can't. Pass what must
+        have happened before as `after`."""
+        del after
         self._node, self._store, self._telemetry = node, store, _RemoteTelemetry(agent)
         peaks = _peaks(node, placement, calibrated)
         self._session = Session.open(model=model, system=system, placement=placement, node=node, peaks=peaks)

@@ -319,6 +319,16 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NumaNode:
+    """Part of a node whose CPUs are nearest to part of its memory."""
+
+    index: int
+    cpus: str | None
+    """As the kernel lists them: `0-15,32-47`; empty: it has memory alone."""
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NodeInfo:
     """One live node, as seen from itself."""
 
@@ -330,6 +340,8 @@ class NodeInfo:
     memory_bytes: int
     devices: tuple[DeviceInfo, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    numa_nodes: tuple[NumaNode, ...] = ()
+    """Empty: the kernel tells none, or written before they were read."""
 
     @property
     def device_key(self) -> str:

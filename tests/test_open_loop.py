@@ -20,7 +20,7 @@ from moecap.records import (
 )
 from moecap.run import Session
 from moecap.store import RunData
-from moecap.telemetry.base import Recorder
+from moecap.telemetry.recorder import Recorder
 from moecap.workload.arrivals import arrival_times_s
 
 NODE = NodeInfo(node_id="n", hostname="h", kinds=frozenset({"cpu"}), cpu_model="c", num_cpus=1, memory_bytes=1)

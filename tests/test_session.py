@@ -24,7 +24,7 @@ from moecap.records import (
 from moecap.reference import MODEL_DIR
 from moecap.run import Session
 from moecap.store import RunData
-from moecap.telemetry.base import Recorder
+from moecap.telemetry.recorder import Recorder
 
 LAYERS, TOP_K, CONCURRENCY, REQUESTS, OUTPUT_TOKENS, ITEMS = 6, 2, 2, 6, 6, 10
 MODEL = ModelSpec(name="reference")

@@ -27,7 +27,7 @@ from moecap.records import (
 from moecap.report.index import entry_labels
 from moecap.run import Session
 from moecap.store import RunData
-from moecap.telemetry.base import Recorder
+from moecap.telemetry.recorder import Recorder
 from moecap.trials import LoadFinder
 
 NODE = NodeInfo(node_id="n", hostname="h", kinds=frozenset({"cpu"}), cpu_model="c", num_cpus=1, memory_bytes=1)

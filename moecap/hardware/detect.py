@@ -20,6 +20,7 @@ import pynvml
 from moecap.errors import ConfigError, DetectionError
 from moecap.hardware.cgroup import cpu_quota, memory_limit_bytes
 from moecap.hardware.identify import identify
+from moecap.hardware.numa import numa_nodes
 from moecap.records import DeviceInfo, NodeInfo, NodeKind
 
 KIND_LABEL = "moecap.io/kind"
@@ -51,6 +52,7 @@ def detect_node(node_id: str, labels: Mapping[str, str]) -> NodeInfo:
         memory_bytes=usable_memory_bytes(),
         devices=tuple(devices),
         labels=dict(labels),
+        numa_nodes=numa_nodes(),
     )
 
 

@@ -20,7 +20,7 @@ from moecap.lease import Lease
 from moecap.records import Placement, RepeatsSpec, RunSpec
 from moecap.run import Session
 from moecap.store import Store
-from moecap.telemetry.base import Recorder
+from moecap.telemetry.recorder import Recorder
 
 HERE = node("h", num_cpus=1)
 STUDY = plan(point(pass_s=0.0), repeats=RepeatsSpec(min=3, max=3))

@@ -8,8 +8,9 @@ import pytest
 from moecap.errors import ConfigError
 from moecap.records import HostSample
 from moecap.telemetry import SAMPLERS
-from moecap.telemetry.base import QUANTITIES, Cadence, Reading, Recorder, Sampler, make_samplers
+from moecap.telemetry.base import QUANTITIES, Reading, Sampler, make_samplers
 from moecap.telemetry.fake import FakeSampler
+from moecap.telemetry.recorder import Cadence, Recorder
 
 CADENCE = Cadence(start_ns=1_000, period_ns=100)
 
@@ -152,7 +153,7 @@ def test_a_recorder_can_be_used_again_but_not_twice_at_once() -> None:
 
 
 def test_a_hung_sampler_does_not_hang_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moecap.telemetry.base.STOP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("moecap.telemetry.recorder.STOP_TIMEOUT_S", 0.05)
     release = threading.Event()
 
     class Hanging(Counting):
