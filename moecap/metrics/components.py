@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from moecap.metrics.devices import MIN_READINGS, SLICED, Reading, increase, integral, is_sliced
+from moecap.metrics.devices import MIN_READINGS, SLICED, Reading
 from moecap.metrics.series import Stretch, series_of
 from moecap.metrics.view import RunView
 from moecap.prices.node import Part
@@ -51,9 +51,13 @@ class Energy:
 
 def device_energy(run: RunView, source: str, stretch: Stretch) -> Reading:
     """What the placed devices used, by `nvml_counter` or `nvml_power`."""
-    if is_sliced(run.run):
+    if run.devices.is_sliced:
         return Reading(missing=SLICED)
-    return increase(run.run, "energy_j", stretch) if source == "nvml_counter" else integral(run.run, "power_w", stretch)
+    return (
+        run.devices.increase("energy_j", stretch)
+        if source == "nvml_counter"
+        else run.devices.integral("power_w", stretch)
+    )
 
 
 def host_energy(run: RunView, component: str, stretch: Stretch) -> Reading:

@@ -32,14 +32,10 @@ def _inside(run: RunView, column: str) -> pa.Table:
     return table.filter(pc.and_(pc.and_(mine, in_time), pc.is_valid(table[column])))
 
 
-def _why_none(run: RunView, column: str) -> str:
-    return run.manifest.unknown.get(f"devices.{column}", "it was not sampled in the window")
-
-
 def _observe(column: str) -> Callable[[RunView], Iterator[Observed]]:
     def observe(run: RunView) -> Iterator[Observed]:
         seen = _inside(run, column)[column].to_numpy().astype(np.float64)
-        yield pooled(seen, why_empty=_why_none(run, column))
+        yield pooled(seen, why_empty=run.devices.why_unread(column))
 
     return observe
 
@@ -52,7 +48,7 @@ for _column, _unit in SAMPLED.items():
 def throttled_share(run: RunView) -> Iterator[Observed]:
     """Samples in which something held a device's clocks back, over all; then by reason."""
     seen = [set(one) - HARMLESS for one in _inside(run, "throttle_reasons")["throttle_reasons"].to_pylist()]
-    total, why = len(seen), _why_none(run, "throttle_reasons")
+    total, why = len(seen), run.devices.why_unread("throttle_reasons")
     yield ratio(sum(map(bool, seen)), total, n=total, why_zero=why)
     for reason, times in sorted(Counter(reason for one in seen for reason in one).items()):
         yield ratio(times, total, n=total, why_zero=why, qualifiers={"reason": reason})

@@ -23,7 +23,7 @@ from moecap.metrics.components import (
     measured_energy,
 )
 from moecap.metrics.declare import Observed, metric, ratio
-from moecap.metrics.devices import Reading, device_series, facts_of, integral
+from moecap.metrics.devices import Reading
 from moecap.metrics.one_phase import one_phase_stretches, passes_in, within
 from moecap.metrics.performance import completed, output_tokens
 from moecap.metrics.series import Stretch
@@ -45,13 +45,10 @@ POWER_SCOPES = {"module": "module_power_w", "memory": "memory_power_w"}
 
 def counter_updates(run: RunView) -> float | None:
     """How often the slowest placed device's energy counter changed in the window; None without a counter."""
-    facts, periods = run.manifest.device_facts, []
-    for uuid, series in device_series(run.run, "energy_j").items():
-        if not len(series.times_ns):
-            return None
-        known = facts[uuid].energy_period_s if uuid in facts else None
-        periods.append(known or series.update_period_s or NVML_PERIOD_S)
-    return run.window_s / max(periods) if periods else None
+    counters = run.devices.series("energy_j")
+    if not counters or not all(len(one.times_ns) for one in counters.values()):
+        return None
+    return run.window_s / max(run.devices.energy_period_s(uuid) or NVML_PERIOD_S for uuid in counters)
 
 
 def short_energy_window(run: RunView) -> str:
@@ -83,7 +80,7 @@ def every_scope(run: RunView) -> Iterator[Energy]:
     yield from total_and_devices(run)
     if run.manifest.placement.device_uuids:
         for scope, column in POWER_SCOPES.items():
-            yield _component(integral(run.run, column, run.window_ns), scope, "nvml_power", scope)
+            yield _component(run.devices.integral(column, run.window_ns), scope, "nvml_power", scope)
     for component in COUNTERS:
         yield _component(host_energy(run, component, run.window_ns), component, "rapl", NAMES[component])
     whole = filled_energy(run)
@@ -135,7 +132,7 @@ def energy_disagreement(run: RunView) -> Iterator[Observed]:
 @metric("idle_power_w", unit="W", direction="lower", needs=())
 def idle_power_w(run: RunView) -> Iterator[Observed]:
     """What the placed devices draw while nothing runs on them, by counter: in every energy above, never taken off."""
-    found, key = facts_of(run.run, "idle_power_w"), {"energy_scope": GPU}
+    found, key = run.devices.facts("idle_power_w"), {"energy_scope": GPU}
     if isinstance(found, str):
         yield Observed(missing=found, qualifiers=key)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from moecap.metrics.columns import NS, Floats, Ints, Passes, passes_of, routing_of
-from moecap.metrics.devices import SLICED, device_series, is_sliced
+from moecap.metrics.devices import SLICED, PlacedDevices
 from moecap.metrics.series import Stretch
 from moecap.metrics.work import PassWork, pass_work
 from moecap.store import RunData
@@ -89,12 +89,12 @@ class OnePhaseWindow:
         return float(per_pass @ self.shares)
 
 
-def one_phase_windows(run: RunData) -> dict[str, OnePhaseWindow | str]:
+def one_phase_windows(run: RunData, devices: PlacedDevices) -> dict[str, OnePhaseWindow | str]:
     """Phase -> the longest such window of the whole recording, or why there is none."""
-    found = _stretches_or_why(run)
+    found = _stretches_or_why(run, devices)
     if isinstance(found, str):
         return dict.fromkeys(PHASES, found)
-    times_ns = _read_by_all(run)
+    times_ns = _read_by_all(devices)
     windows: dict[str, OnePhaseWindow | str] = {}
     for phase in PHASES:
         aligned = [_aligned(one.stretch, times_ns) for one in found if one.phase == phase]
@@ -109,20 +109,19 @@ def one_phase_windows(run: RunData) -> dict[str, OnePhaseWindow | str]:
     return windows
 
 
-def _stretches_or_why(run: RunData) -> list[OnePhase] | str:
-    if is_sliced(run):
+def _stretches_or_why(run: RunData, devices: PlacedDevices) -> list[OnePhase] | str:
+    if devices.is_sliced:
         return SLICED
-    if all(not len(one.times_ns) for one in device_series(run, "dram_active_s").values()):
-        why = run.manifest.unknown.get("devices.dram_active_s", "it was not sampled")
-        return f"no hardware counter of DRAM traffic was read: {why}"
+    if all(not len(one.times_ns) for one in devices.series("dram_active_s").values()):
+        return f"no hardware counter of DRAM traffic was read: {devices.why_unread('dram_active_s')}"
     if len(run.passes["replica"].unique()) > 1:
         return OVERLAP
     return one_phase_stretches(run.passes)
 
 
-def _read_by_all(run: RunData) -> Ints:
+def _read_by_all(devices: PlacedDevices) -> Ints:
     """Times at which the hardware counters of all placed devices were read."""
-    times = [one.times_ns for one in device_series(run, "dram_active_s").values()]
+    times = [one.times_ns for one in devices.series("dram_active_s").values()]
     common: Ints = reduce(np.intersect1d, times)
     return common
 

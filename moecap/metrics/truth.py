@@ -13,7 +13,7 @@ import numpy as np
 
 from moecap.metrics.columns import NS, Floats
 from moecap.metrics.declare import Observed, metric, ratio
-from moecap.metrics.devices import SLICED, Reading, facts_of, increase, is_sliced
+from moecap.metrics.devices import SLICED, Reading
 from moecap.metrics.one_phase import PHASES, OnePhaseWindow, passes_in
 from moecap.metrics.series import Stretch
 from moecap.metrics.view import RunView
@@ -37,11 +37,11 @@ class Traffic:
 
 def dram_traffic(run: RunView, stretch: Stretch) -> Traffic:
     """Share of the peak that was active x seconds x the driver's peak rate, summed over the devices."""
-    peaks = facts_of(run.run, "dram_bytes_per_s")
-    if is_sliced(run.run) or isinstance(peaks, str):
-        return Traffic(bytes=Reading(missing=SLICED if is_sliced(run.run) else str(peaks)))
+    peaks = run.devices.facts("dram_bytes_per_s")
+    if run.devices.is_sliced or isinstance(peaks, str):
+        return Traffic(bytes=Reading(missing=SLICED if run.devices.is_sliced else str(peaks)))
     possible = sum(peaks.values()) * (stretch[1] - stretch[0]) * NS
-    return Traffic(bytes=increase(run.run, "dram_active_s", stretch, peaks), possible=possible)
+    return Traffic(bytes=run.devices.increase("dram_active_s", stretch, peaks), possible=possible)
 
 
 def _by_counter(over: Callable[[Traffic], float]) -> Callable[[RunView], Iterator[Observed]]:
@@ -152,10 +152,10 @@ def tile_efficiency(run: RunView) -> Iterator[Observed]:
 
 def _busy_and_active_s(run: RunView, stretch: Stretch, peaks: Mapping[str, float]) -> tuple[float, Reading] | str:
     """Device seconds that the counted FLOPs take at their peaks, and those in which tensor cores were active."""
-    active, flops = increase(run.run, "tensor_active_s", stretch), _flops_in(run, stretch)
+    active, flops = run.devices.increase("tensor_active_s", stretch), _flops_in(run, stretch)
     unknown = ", ".join(sorted(flops.keys() - peaks.keys()))
-    if is_sliced(run.run) or active.value is None or unknown:
-        return SLICED if is_sliced(run.run) else active.missing or f"no dense {unknown} peak"
+    if run.devices.is_sliced or active.value is None or unknown:
+        return SLICED if run.devices.is_sliced else active.missing or f"no dense {unknown} peak"
     seconds = sum(amount / peaks[dtype] for dtype, amount in flops.items())
     return seconds * len(run.manifest.placement.device_uuids), active  # peaks are those of all devices together
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat, passes_of, routing_of
+from moecap.metrics.devices import PlacedDevices
 from moecap.metrics.needs import Needs, needs_of
 from moecap.metrics.one_phase import OnePhaseWindow, one_phase_windows
 from moecap.metrics.work import PassWork, pass_work
@@ -105,9 +106,14 @@ class RunView:
         return pass_work(self.shape, self.held, self.passes, self.routing)
 
     @cached_property
+    def devices(self) -> PlacedDevices:
+        """What the placed devices' samples say."""
+        return PlacedDevices(self.run)
+
+    @cached_property
     def one_phase(self) -> Mapping[str, OnePhaseWindow | str]:
         """Phase -> the window in which hardware counters are held against what was counted, or why there is none."""
-        return one_phase_windows(self.run)
+        return one_phase_windows(self.run, self.devices)
 
     @cached_property
     def needs(self) -> Needs | None:
