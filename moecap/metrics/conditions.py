@@ -5,7 +5,6 @@ They explain differences between runs and score nothing. Definitions: docs/metri
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -47,8 +46,10 @@ for _column, _unit in SAMPLED.items():
 @metric("throttled_share", unit="share", direction="lower", needs=("devices",))
 def throttled_share(run: RunView) -> Iterator[Observed]:
     """Samples in which something held a device's clocks back, over all; then by reason."""
-    seen = [set(one) - HARMLESS for one in _inside(run, "throttle_reasons")["throttle_reasons"].to_pylist()]
+    seen = _inside(run, "throttle_reasons")["throttle_reasons"].combine_chunks()
+    reasons, sample = pc.list_flatten(seen), pc.list_parent_indices(seen)
+    harmful = pc.invert(pc.is_in(reasons, value_set=pa.array(sorted(HARMLESS))))
     total, why = len(seen), run.devices.why_unread("throttle_reasons")
-    yield ratio(sum(map(bool, seen)), total, n=total, why_zero=why)
-    for reason, times in sorted(Counter(reason for one in seen for reason in one).items()):
-        yield ratio(times, total, n=total, why_zero=why, qualifiers={"reason": reason})
+    yield ratio(len(sample.filter(harmful).unique()), total, n=total, why_zero=why)
+    for one in sorted(pc.value_counts(reasons.filter(harmful)).to_pylist(), key=lambda one: str(one["values"])):
+        yield ratio(one["counts"], total, n=total, why_zero=why, qualifiers={"reason": one["values"]})
