@@ -411,7 +411,7 @@ class LayerShape:
     """What one token multiplies by; a bare matrix that every head uses counts once per head."""
     score_flops_per_pair: int
     """FLOPs of attention scores and values for one (query, attended key) pair, all heads; MLA: as engines compute it
-    (absorbed, over the latent). 0 for linear mixers."""
+    (absorbed, over the latent), unless this one expands it. 0 for linear mixers."""
     kv_elements_per_token: int
     """Elements that this layer's KV cache keeps per token (MLA: latent + rope); 0 without KV."""
     window_tokens: int | None
@@ -423,6 +423,10 @@ class LayerShape:
     elements_per_entry: int = 0
     waiting_elements: int = 0
     """Elements per sequence, at most, of tokens that wait to be compressed."""
+    expanded_flops_per_key: int = 0
+    """Engines that expand MLA's latents anew in every pass: FLOPs of that for each key that the cache then holds."""
+    expanded_elements_per_key: int = 0
+    """Elements that this writes and attention reads, beside the cached latent."""
     selected_max: int | None = None
     """Keys that a query attends to at most, chosen by an indexer: entries if there are any, else tokens. None: all."""
     selected_block: int = 1

@@ -23,6 +23,7 @@ from moecap.engine.serving import Serving
 from moecap.errors import ConfigError, EngineError
 from moecap.hardware.compute import compute_dtype_of
 from moecap.hardware.ssd import scratch_on_disk
+from moecap.model.latents import with_expanded_latents
 from moecap.model.shape import classify_parameters, shape_of
 from moecap.model.source import resolve
 from moecap.probe.torch_hooks import RouterProbe
@@ -63,7 +64,7 @@ class TransformersEngine(Engine):
         dummy = system.args.get("load_format") == "dummy"
         classes = classify_parameters(net)
         params = {name: parameter.numel() for name, parameter in net.named_parameters()}
-        shape = shape_of(net, model.name)
+        shape = with_expanded_latents(shape_of(net, model.name), net)
         _check_top_k(shape, system.top_k)
         if system.quantization == "int8":
             quantise_int8(net)

@@ -94,3 +94,35 @@ def flat(lists: Any) -> tuple[Ints, Ints]:
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     values: Ints = pc.fill_null(pc.list_flatten(lists).cast(pa.int64()), -1).to_numpy()
     return values, np.repeat(np.arange(len(lengths)), lengths)
+
+
+def passes_of(table: pa.Table) -> Passes:
+    """Rows of the table of passes."""
+    query, row = flat(table["query_lens"])
+    context, _ = flat(table["context_lens"])
+    return Passes(
+        pass_id=column(table, "pass_id"), replica=column(table, "replica"),
+        phase=np.array(table["phase"].to_pylist(), dtype=np.str_),
+        started_ns=column(table, "started_ns"), launched_ns=column(table, "launched_ns"),
+        duration_s=column(table, "duration_ns") * NS, num_requests=column(table, "num_requests"),
+        scheduled_tokens=column(table, "scheduled_tokens"), logits_tokens=column(table, "logits_tokens"),
+        padded_tokens=column(table, "padded_tokens"), query=query, context=context, row=row,
+    )  # fmt: skip
+
+
+def routing_of(table: pa.Table, passes: Passes) -> Routing:
+    """Distinct experts of these passes; a valid pass has a row for every MoE layer."""
+    ids = passes.pass_id
+    table = table.filter(pc.is_in(table["pass_id"], value_set=pa.array(ids, pa.int64())))
+    layers = np.unique(column(table, "layer"))
+    at = (
+        np.searchsorted(ids, column(table, "pass_id"), sorter=(order := np.argsort(ids, kind="stable"))),
+        np.searchsorted(layers, column(table, "layer")),
+    )
+    rows = order[at[0]]
+    found = {}
+    for name in ("distinct", "distinct_physical"):
+        matrix = np.zeros((len(ids), len(layers)), dtype=np.int64)
+        matrix[rows, at[1]] = column(table, name)
+        found[name] = matrix
+    return Routing(layers=layers, **found)

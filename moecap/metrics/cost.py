@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from moecap.hardware.catalogue import DeviceSpec, catalogue
 from moecap.metrics.cheapest_device import Chosen, cheapest_device
 from moecap.metrics.columns import NO_PASSES
+from moecap.metrics.components import Energy, filled_energy
 from moecap.metrics.declare import Observed, metric
-from moecap.metrics.energy import NO_TOKENS, Energy, filled_energy
+from moecap.metrics.energy import NO_TOKENS
 from moecap.metrics.performance import NOTHING_MEETS_THE_SLO, output_tokens, total_tokens
 from moecap.metrics.view import RunView
 from moecap.prices.node import price_by_component, purchase_usd, rental_usd_per_hour

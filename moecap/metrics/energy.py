@@ -1,160 +1,181 @@
-"""Energy of a run's window by component, by counters or by estimates from TDP, and its metrics.
+"""Metrics of energy: of the window, per token, per request and per phase, each with the source and scope of its number.
 
-Counters are those of the whole host, and count for a run without accelerators whole: it has the host to itself. With
-accelerators the host's counters count by the share of devices, as its price does. Estimates are the placed share of
-the TDP, all the time. What accelerators used isn't recorded: it is estimated.
+What each component used is worked out in `components`. Device energy stands by the driver's counter and by integrated
+power side by side; how far they lie apart, and whether the window holds enough of the counter's updates, is judged
+here. Definitions: docs/metrics.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-import numpy as np
-
+from moecap.metrics.columns import NS
+from moecap.metrics.components import (
+    COUNTERS,
+    GPU,
+    NAMES,
+    Energy,
+    computing_component,
+    device_energy,
+    filled_energy,
+    host_energy,
+    measured_energy,
+)
 from moecap.metrics.declare import Observed, metric, ratio
+from moecap.metrics.devices import Reading
+from moecap.metrics.one_phase import one_phase_stretches, passes_in, within
 from moecap.metrics.performance import completed, output_tokens
+from moecap.metrics.series import Stretch
 from moecap.metrics.view import RunView
-from moecap.prices.node import Part
 
 NO_TOKENS = "no output token in the window"
-NOTHING = "no counter was readable, and no TDP is known"
-MIN_SAMPLES = 3
-"""Readings inside a window without which its energy is not known."""
-SOURCES = ("rapl", "tdp_estimate", "missing")
-"""Strongest first."""
-COUNTERS = {"cpu": "package_energy_j", "dram": "dram_energy_j"}
-"""Component -> column of the host's samples."""
-NAMES = {"device": "placed devices", "cpu": "CPU packages", "dram": "DRAM", "ssd": "SSD", "host": "host"}
+MIN_UPDATES = 100
+"""Of the devices' energy counter, in a window that is long enough for it."""
+NVML_PERIOD_S = 0.1
+"""Of the counter where it was not seen to change: an H100's changes every 100 ms."""
+DISAGREEMENT_LIMIT = 0.05
+"""Counter against integrated power: NVML's documentation gives its readings as accurate within 5 %."""
+MIN_PHASE_READINGS = 20
+"""Power readings inside a stretch of one phase: its two ends, blurred by one reading each, are then 10 % of it."""
+DEVICE_SOURCES = ("nvml_counter", "nvml_power")
+POWER_SCOPES = {"module": "module_power_w", "memory": "memory_power_w"}
+"""Scopes beside the GPU's own -> column. The module holds the GPU, the GPU its memory: they add up to nothing."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ComponentEnergy:
-    """What one component used in the window."""
-
-    component: str
-    joules: float | None
-    source: str
-    n: int = 0
-    """Readings that it rests on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Energy:
-    """Energy of the window and where the number comes from."""
-
-    joules: float | None
-    qualifiers: Mapping[str, str]
-    """energy_source, the weakest of all components; energy_scope, which they are."""
-    n: int
-    missing: str | None = None
-
-
-def component_energies(run: RunView) -> tuple[ComponentEnergy, ...]:
-    """Every component that the placement takes a share of, by its counter, else by its TDP.
-
-    A host whose TDP is one number is split no further: with its packages counted, the rest of it stays unknown.
-    """
-    counted = dict(_counted(run))
-    parts = run.placed.parts
-    if "cpu" in counted:
-        parts = tuple(part for part in parts if part.component != "host")
-    elif any(part.component == "host" for part in parts):
-        counted = {}  # its TDP holds the DRAM's
-    estimated = [_estimate(part, run.window_s) for part in parts if part.component not in counted]
-    silent = [] if "dram" in counted or "cpu" not in counted else [_unknown("dram")]
-    known = {one.component for one in estimated}
-    return (*counted.values(), *estimated, *(one for one in silent if one.component not in known))
-
-
-def _counted(run: RunView) -> Iterator[tuple[str, ComponentEnergy]]:
-    """Components whose counter was read."""
-    share = run.placed.share if run.manifest.placement.device_uuids else 1.0
-    for component, counter in COUNTERS.items():
-        delta = _delta(run, counter)
-        if delta is not None:
-            yield component, ComponentEnergy(component=component, joules=delta[0] * share, source="rapl", n=delta[1])
-
-
-def _estimate(part: Part, seconds: float) -> ComponentEnergy:
-    if part.watts is None:
-        return _unknown(part.component)
-    return ComponentEnergy(component=part.component, joules=part.watts * seconds, source="tdp_estimate")
-
-
-def _unknown(component: str) -> ComponentEnergy:
-    return ComponentEnergy(component=component, joules=None, source="missing")
-
-
-def _delta(run: RunView, counter: str) -> tuple[float, int] | None:
-    """Increase of a counter over the window, interpolated between samples, and the readings inside it; None without
-    enough of them."""
-    table = run.run.hosts.select(["time_ns", counter]).drop_null()
-    times, values = table["time_ns"].to_numpy(), table[counter].to_numpy()
-    inside = int(run.inside(times).sum())
-    if inside < MIN_SAMPLES:
+def counter_updates(run: RunView) -> float | None:
+    """How often the slowest placed device's energy counter changed in the window; None without a counter."""
+    counters = run.devices.series("energy_j")
+    if not counters or not all(len(one.times_ns) for one in counters.values()):
         return None
-    start, end = np.interp(np.array(run.window_ns), times, values)
-    return float(end - start), inside
+    return run.window_s / max(run.devices.energy_period_s(uuid) or NVML_PERIOD_S for uuid in counters)
 
 
-def filled_energy(run: RunView) -> Energy:
-    """Measured components, and estimates of the others: what cost is charged by."""
-    return _total(component_energies(run))
+def short_energy_window(run: RunView) -> str:
+    """Why the devices' energies are uncertain; empty: they are not."""
+    updates = counter_updates(run)
+    if updates is None or updates >= MIN_UPDATES:
+        return ""
+    return f"{updates:.0f} updates of the devices' energy counter in the window, fewer than {MIN_UPDATES}"
 
 
-def measured_energy(run: RunView) -> Energy:
-    """Measured components alone when those that compute are among them; else as `filled_energy`."""
-    parts = component_energies(run)
-    computing = "device" if run.manifest.placement.device_uuids else "cpu"
-    if all(one.source == "rapl" for one in parts if one.component == computing) and _has(parts, computing):
-        parts = tuple(one if one.source == "rapl" else _unknown(one.component) for one in parts)
-    return _total(parts)
+def disagreement(run: RunView) -> Observed:
+    """Integrated power against the counter, over the window."""
+    counter, power = (device_energy(run, source, run.window_ns) for source in DEVICE_SOURCES)
+    if counter.value is None or power.value is None:
+        return Observed(missing=counter.missing or power.missing)
+    return ratio(power.value - counter.value, counter.value, n=power.n, why_zero="the counter did not rise")
 
 
-def _has(parts: Sequence[ComponentEnergy], component: str) -> bool:
-    return any(one.component == component for one in parts)
+def total_and_devices(run: RunView) -> Iterator[Energy]:
+    """The total first, then the devices by either source."""
+    yield measured_energy(run)
+    if run.manifest.placement.device_uuids:
+        for source in DEVICE_SOURCES:
+            yield _component(device_energy(run, source, run.window_ns), "device", source, GPU)
 
 
-def _total(parts: Sequence[ComponentEnergy]) -> Energy:
-    """Sum of what is known; unknown when what computes, or a whole host, is."""
-    needed = [one for one in parts if one.component in ("device", "cpu", "host")]
-    if not needed or any(one.joules is None for one in needed):
-        return Energy(joules=None, qualifiers={"energy_source": "missing"}, n=0, missing=NOTHING)
-    known = [one for one in parts if one.joules is not None]
-    weakest = max((one.source for one in known), key=SOURCES.index)
-    scope = {"energy_source": weakest, "energy_scope": _scope(parts)}
-    return Energy(joules=sum(one.joules or 0.0 for one in known), qualifiers=scope, n=sum(one.n for one in known))
+def every_scope(run: RunView) -> Iterator[Energy]:
+    """The same, then other scopes of the devices, the host's counters, and the whole node with its estimates."""
+    yield from total_and_devices(run)
+    if run.manifest.placement.device_uuids:
+        for scope, column in POWER_SCOPES.items():
+            yield _component(run.devices.integral(column, run.window_ns), scope, "nvml_power", scope)
+    for component in COUNTERS:
+        yield _component(host_energy(run, component, run.window_ns), component, "rapl", NAMES[component])
+    whole = filled_energy(run)
+    yield replace(whole, qualifiers={**whole.qualifiers, "component": "node"})
 
 
-def _scope(parts: Sequence[ComponentEnergy]) -> str:
-    """`CPU packages (DRAM is not measured)`, `CPU packages and DRAM; by TDP: board and network`."""
-    by_source = {source: _names(one.component for one in parts if one.source == source) for source in SOURCES}
-    estimated = f"by TDP: {by_source['tdp_estimate']}" if by_source["tdp_estimate"] else ""
-    told = "; ".join(filter(None, (by_source["rapl"], estimated)))
-    lacks = by_source["missing"]
-    return f"{told} ({lacks} {'are' if ' and ' in lacks else 'is'} not measured)" if lacks else told
+def _component(found: Reading, component: str, source: str, scope: str) -> Energy:
+    key = {"component": component, "energy_source": source, "energy_scope": scope}
+    return Energy(joules=found.value, qualifiers=key, n=found.n, missing=found.missing)
 
 
-def _names(components: Iterable[str]) -> str:
-    names = [NAMES.get(one, one) for one in dict.fromkeys(components)]
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-
-
-@metric("energy_j_per_output_token", unit="J", direction="lower", needs=("requests", "chunk_tokens"))
-def energy_j_per_output_token(run: RunView) -> Iterator[Observed]:
-    """Energy of the window / output tokens of the window."""
-    yield _energy_over(run, output_tokens(run), NO_TOKENS)
-
-
-@metric("energy_j_per_request", unit="J", direction="lower", needs=("requests",))
-def energy_j_per_request(run: RunView) -> Iterator[Observed]:
-    """Energy of the window / requests that completed in it."""
-    yield _energy_over(run, float(completed(run)), "no request completed in the window")
-
-
-def _energy_over(run: RunView, count: float, why_zero: str) -> Observed:
-    energy = measured_energy(run)
+def _over(run: RunView, energy: Energy, count: float, why_zero: str) -> Observed:
+    """Energy over a count; rows that rest on devices' samples say when there are too few of them."""
+    short = short_energy_window(run) if str(energy.qualifiers.get("energy_source")).startswith("nvml") else ""
+    told = {"short_energy_window": short} if short else {}
     if energy.joules is None:
         return Observed(missing=energy.missing, qualifiers=energy.qualifiers)
-    return ratio(energy.joules, count, n=energy.n, why_zero=why_zero, qualifiers=energy.qualifiers)
+    return replace(ratio(energy.joules, count, n=energy.n, why_zero=why_zero, qualifiers=energy.qualifiers), told=told)
+
+
+def _per(
+    energies: Callable[[RunView], Iterator[Energy]], count: Callable[[RunView], float], why_zero: str
+) -> Callable[[RunView], Iterator[Observed]]:
+    def observe(run: RunView) -> Iterator[Observed]:
+        for energy in energies(run):
+            yield _over(run, energy, count(run), why_zero)
+
+    return observe
+
+
+metric("energy_j", unit="J", direction="lower", needs=())(_per(every_scope, lambda run: 1.0, ""))
+metric("power_w", unit="W", direction="lower", needs=())(
+    _per(every_scope, lambda run: run.window_s, "the window is empty")
+)
+metric("energy_j_per_output_token", unit="J", direction="lower", needs=("requests", "chunk_tokens"))(
+    _per(total_and_devices, output_tokens, NO_TOKENS)
+)
+metric("energy_j_per_request", unit="J", direction="lower", needs=("requests",))(
+    _per(total_and_devices, lambda run: float(completed(run)), "no request completed in the window")
+)
+
+
+@metric("energy_disagreement", unit="share", direction="neither", needs=("devices",))
+def energy_disagreement(run: RunView) -> Iterator[Observed]:
+    """Integrated power of the devices / their counter - 1, over the window."""
+    yield disagreement(run)
+
+
+@metric("idle_power_w", unit="W", direction="lower", needs=())
+def idle_power_w(run: RunView) -> Iterator[Observed]:
+    """What the placed devices draw while nothing runs on them, by counter: in every energy above, never taken off."""
+    found, key = run.devices.facts("idle_power_w"), {"energy_scope": GPU}
+    if isinstance(found, str):
+        yield Observed(missing=found, qualifiers=key)
+    else:
+        yield Observed(numerator=sum(found.values()), denominator=1.0, n=len(found), qualifiers=key)
+
+
+# ------------------------------------------------------------------------------------------------------- by phase
+
+
+@metric("phase_energy_j_per_token", unit="J", direction="lower", needs=("passes",))
+def phase_energy_j_per_token(run: RunView) -> Iterator[Observed]:
+    """Energy of what computes, over the stretches of the window in which every pass is of one phase / tokens that their
+    passes computed."""
+    for phase in ("prefill", "decode"):
+        yield _of_phase(run, phase)
+
+
+def _of_phase(run: RunView, phase: str) -> Observed:
+    on_device = computing_component(run) == "device"
+    source, scope = ("nvml_power", GPU) if on_device else ("rapl", NAMES["cpu"])
+    key = {"energy_source": source, "energy_scope": scope}
+    if run.num_replicas > 1:
+        return Observed(missing="passes of several replicas overlap", phase=phase, qualifiers=key)
+    joules = tokens = seconds = 0.0
+    n, why = 0, f"no stretch of {phase} passes alone lies in the window"
+    for stretch in _stretches(run, phase):
+        found = device_energy(run, source, stretch) if on_device else host_energy(run, "cpu", stretch)
+        if found.value is None:
+            why = found.missing
+        elif found.n < MIN_PHASE_READINGS * max(1, len(run.manifest.placement.device_uuids)):
+            why = f"no stretch of {phase} alone holds {MIN_PHASE_READINGS} readings"
+        else:
+            passes, shares = passes_in(run.run.passes, stretch)
+            joules, tokens = joules + found.value, tokens + float(passes.scheduled_tokens @ shares)
+            seconds, n = seconds + (stretch[1] - stretch[0]) * NS, n + found.n
+    if not n:
+        return Observed(missing=why, phase=phase, qualifiers=key)
+    told = {"stretches": f"{seconds:.1f} s"}
+    return replace(ratio(joules, tokens, n=n, why_zero=why, phase=phase, qualifiers=key), told=told)
+
+
+def _stretches(run: RunView, phase: str) -> Iterator[Stretch]:
+    for one in one_phase_stretches(run.run.passes):
+        inside = within(one.stretch, run.window_ns)
+        if one.phase == phase and inside is not None:
+            yield inside

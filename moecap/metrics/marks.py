@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from moecap.metrics.energy import DISAGREEMENT_LIMIT
 from moecap.metrics.utilisation import OVERHEAD_SHARE
 from moecap.records import Metric
 from moecap.windows import LITTLE_LIMIT
@@ -31,3 +33,9 @@ def _from_rows(rows: Sequence[Metric]) -> Iterator[str]:
             yield f"{row.metric} above 1{phase}: weights in a cache, or a peak that is too low"
         if row.metric == "little_law_error" and abs(value) > LITTLE_LIMIT:
             yield "concurrency not held"
+        if row.metric == "energy_disagreement" and abs(value) > DISAGREEMENT_LIMIT:
+            yield f"energy disagreement: integrated power is {value:+.1%} off the counter"
+        if row.metric == "energy_j" and "short_energy_window" in json.loads(row.qualifiers):
+            yield "short energy window"
+        if row.metric == "throttled_share" and "reason" not in json.loads(row.qualifiers) and value > 0:
+            yield f"throttled in {value:.0%} of the samples"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from moecap.metrics import accuracy, cost, energy, footprint, performance, utilisation
+from moecap.metrics import accuracy, conditions, cost, energy, footprint, performance, truth, utilisation
 from moecap.metrics.cap import MeasuredPoint, cap_of, check_axes
 from moecap.metrics.combine import Measured, observe_run, point_rows, run_rows
 from moecap.metrics.declare import METRICS
@@ -17,7 +17,7 @@ from moecap.prices import load_prices
 from moecap.records import CostSpec, Metric, StudyPlan
 from moecap.store import RunData
 
-AXES = (performance, utilisation, footprint, energy, cost, accuracy)
+AXES = (performance, utilisation, truth, footprint, energy, conditions, cost, accuracy)
 """Modules whose import declares the metrics."""
 HEADLINE = {"output_tokens_per_s": "value", "ttft_s": "p50", "tpot_s": "p50", "accuracy": "value"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from moecap.records import CostSpec, Metric, StudyPlan
 
-DETAILS = frozenset({"task", "tier", "form", "component"})
+DETAILS = frozenset({"task", "tier", "form", "component", "reason"})
 """Qualifiers of rows that are a part of the metric."""
 
 

@@ -6,6 +6,7 @@ What ends or comes out at the very start of the window was made before it: passe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
@@ -14,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat
+from moecap.metrics.columns import NS, Bools, Ints, Passes, Requests, Routing, column, flat, passes_of, routing_of
+from moecap.metrics.devices import PlacedDevices
 from moecap.metrics.needs import Needs, needs_of
+from moecap.metrics.one_phase import OnePhaseWindow, one_phase_windows
 from moecap.metrics.work import PassWork, pass_work
 from moecap.prices import Prices
 from moecap.prices.node import Placed, placed_on
@@ -79,34 +82,12 @@ class RunView:
         ends = pc.add(self.run.passes["started_ns"], self.run.passes["duration_ns"])
         inside = pc.and_(pc.greater(ends, start_ns), pc.less_equal(ends, end_ns))
         table = self.run.passes.filter(pc.and_(inside, self.run.passes["valid"]))
-        query, row = flat(table["query_lens"])
-        context, _ = flat(table["context_lens"])
-        return Passes(
-            pass_id=column(table, "pass_id"), replica=column(table, "replica"),
-            phase=np.array(table["phase"].to_pylist(), dtype=np.str_),
-            started_ns=column(table, "started_ns"), launched_ns=column(table, "launched_ns"),
-            duration_s=column(table, "duration_ns") * NS, num_requests=column(table, "num_requests"),
-            scheduled_tokens=column(table, "scheduled_tokens"), logits_tokens=column(table, "logits_tokens"),
-            padded_tokens=column(table, "padded_tokens"), query=query, context=context, row=row,
-        )  # fmt: skip
+        return passes_of(table)
 
     @cached_property
     def routing(self) -> Routing:
-        """Distinct experts of the counted passes; a valid pass has a row for every MoE layer."""
-        ids = self.passes.pass_id
-        table = self.run.routing.filter(pc.is_in(self.run.routing["pass_id"], value_set=pa.array(ids, pa.int64())))
-        layers = np.unique(column(table, "layer"))
-        at = (
-            np.searchsorted(ids, column(table, "pass_id"), sorter=(order := np.argsort(ids, kind="stable"))),
-            np.searchsorted(layers, column(table, "layer")),
-        )
-        rows = order[at[0]]
-        found = {}
-        for name in ("distinct", "distinct_physical"):
-            matrix = np.zeros((len(ids), len(layers)), dtype=np.int64)
-            matrix[rows, at[1]] = column(table, name)
-            found[name] = matrix
-        return Routing(layers=layers, **found)
+        """Distinct experts of the counted passes."""
+        return routing_of(self.run.routing, self.passes)
 
     @cached_property
     def replica_peaks(self) -> tuple[Peaks, ...]:
@@ -123,6 +104,16 @@ class RunView:
     def work(self) -> PassWork:
         """Bytes and FLOPs of the counted passes."""
         return pass_work(self.shape, self.held, self.passes, self.routing)
+
+    @cached_property
+    def devices(self) -> PlacedDevices:
+        """What the placed devices' samples say."""
+        return PlacedDevices(self.run)
+
+    @cached_property
+    def one_phase(self) -> Mapping[str, OnePhaseWindow | str]:
+        """Phase -> the window in which hardware counters are held against what was counted, or why there is none."""
+        return one_phase_windows(self.run, self.devices)
 
     @cached_property
     def needs(self) -> Needs | None:

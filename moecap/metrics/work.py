@@ -31,6 +31,10 @@ class PassWork:
     physical_bytes: Floats
     """A_p and K_p with `distinct_physical`, and router, norms, lm_head, embedding rows, KV and state written,
     activations."""
+    physical_bytes_all_experts: Floats
+    """The same with every expert."""
+    physical_bytes_min_bk: Floats
+    """The same with min(tokens x top-k, E) experts per layer."""
     flops: Mapping[str, Floats]
     """By compute dtype."""
 
@@ -43,15 +47,17 @@ def pass_work(shape: ModelShape, held: HeldWeights, passes: Passes, routing: Rou
     rows = passes.scheduled_tokens + passes.padded_tokens
     most = np.minimum(passes.scheduled_tokens[:, None] * top_k, num_experts)
     kv = _per_request_sum(_kv_read_elements(shape, passes), passes) * held.kv_bytes_per_element
+    activations = _activation_bytes(shape, held, rows, passes.logits_tokens) + _expansion_bytes(shape, held, passes)
+    beside_experts = fixed + kv + _unavoidable_bytes(shape, held, passes) + activations
     return PassWork(
         weight_bytes=fixed + routing.distinct @ experts,
         weight_bytes_all_experts=np.full(len(passes), fixed + num_experts @ experts),
         weight_bytes_min_bk=fixed + most @ experts,
         kv_bytes=kv,
-        physical_bytes=fixed + routing.distinct_physical @ experts + kv
-        + _unavoidable_bytes(shape, held, passes)
-        + _activation_bytes(shape, held, rows, passes.logits_tokens),
-        flops=_flops(shape, held, passes),
+        physical_bytes=beside_experts + routing.distinct_physical @ experts,
+        physical_bytes_all_experts=beside_experts + num_experts @ experts,
+        physical_bytes_min_bk=beside_experts + most @ experts,
+        flops=pass_flops(shape, held, passes),
     )  # fmt: skip
 
 
@@ -123,9 +129,15 @@ def _activation_bytes(shape: ModelShape, held: HeldWeights, rows: Ints, logits_r
     return (elements * held.activation_bytes_per_element).astype(np.float64)
 
 
-def _flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str, Floats]:
-    """2 x matrix parameters that each token uses, attention and indexer scores of every causal pair that is attended or
-    scored, lm_head for logits rows."""
+def _expansion_bytes(shape: ModelShape, held: HeldWeights, passes: Passes) -> Floats:
+    """Of latents that are expanded anew in every pass; 0 of engines that attend to the latents themselves."""
+    elements = sum(layer.expanded_elements_per_key for layer in shape.layers)
+    return elements * held.activation_bytes_per_element * _per_request_sum(passes.context, passes)
+
+
+def pass_flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str, Floats]:
+    """By compute dtype: 2 x matrix parameters that each token uses, attention and indexer scores of every causal pair
+    that is attended or scored, lm_head for logits rows."""
     tokens = passes.scheduled_tokens
     scores = sum(
         one.flops_per_pair * _per_request_sum(one.keys.pairs(passes.query, passes.context), passes)
@@ -144,6 +156,8 @@ def _flops(shape: ModelShape, held: HeldWeights, passes: Passes) -> dict[str, Fl
         ("lm_head", 2.0 * passes.logits_tokens * shape.lm_head_matrix_params),
         ("attention", np.zeros(len(passes)) + scores),
     ]
+    if expanded := sum(layer.expanded_flops_per_key for layer in shape.layers):
+        parts.append(("mixer", expanded * _per_request_sum(passes.context, passes)))
     found: dict[str, Floats] = {}
     for kind, flops in parts:
         dtype = held.compute_dtype[kind]

@@ -16,6 +16,7 @@ from moecap.records import Metric, StudyPlan
 from moecap.report.comparison import compare
 from moecap.report.console import console_table
 from moecap.report.evidence import Evidence, collect
+from moecap.report.silicon import silicon
 from moecap.report.summary import summary
 from moecap.report.tables import write_csv, write_json, write_markdown
 from moecap.store import RunData
@@ -57,7 +58,7 @@ def _write_texts(
 ) -> list[Path]:
     files = [out / name for name in ("summary.md", "metrics.md", "metrics.csv", "metrics.json")]
     page, readable, table, document = files
-    page.write_text(summary(compare(metrics, cap, plan), evidence, plan), encoding="utf-8")
+    page.write_text(summary(compare(metrics, cap, plan), silicon(metrics, plan), evidence, plan), encoding="utf-8")
     write_markdown(metrics, plan, readable)
     write_csv(metrics, table)
     write_json(metrics, document)

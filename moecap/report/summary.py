@@ -24,10 +24,11 @@ FIGURES = (
 )
 
 
-def summary(comparison: Comparison, evidence: Evidence, plan: StudyPlan) -> str:
-    """The whole page."""
+def summary(comparison: Comparison, silicon: Sequence[str], evidence: Evidence, plan: StudyPlan) -> str:
+    """The whole page; `silicon`: its sections on the devices' counters."""
     parts = [f"# {markdown_cell(plan.name)}", *_sections(comparison)]
     parts += [f"![{title}]({file})" for title, file in FIGURES]
+    parts += silicon
     parts += ["## Notes", _listed(_notes(comparison, evidence))]
     parts += ["## Machines", _machines(evidence.machines.values()), _peaks(evidence)]
     parts += ["## How to read it", READING]

@@ -10,6 +10,7 @@ from moecap.prices import load_prices
 from moecap.records import (
     AccuracySpec,
     CostSpec,
+    DeviceInfo,
     DeviceSample,
     HeldWeights,
     HostSample,
@@ -116,6 +117,25 @@ def request(
 def host(time_s: float, **quantities: Any) -> HostSample:
     nothing = dict.fromkeys(name for name in HOSTS.names if name not in ("time_ns", "host"))
     return HostSample(time_ns=round(time_s * SECOND), host="h", **{**nothing, **quantities})
+
+
+GPU_NODE = NodeInfo(
+    node_id="n", hostname="h", kinds=frozenset({"gpu"}), cpu_model="some CPU", num_cpus=4, memory_bytes=2**34,
+    devices=tuple(
+        DeviceInfo(uuid=uuid, index=index, name="card", key=None, memory_bytes=2**30)
+        for index, uuid in enumerate(("GPU-a", "GPU-b"))
+    ),
+)  # fmt: skip
+
+
+def placed(*uuids: str) -> dict[str, Any]:
+    """Changes to a run: it computes on these of the two devices."""
+    where = Placement(node_id="n", hostname="h", kind="gpu", num_cpus=2, device_uuids=uuids)
+    return {"node": GPU_NODE, "placement": where}
+
+
+def device(time_s: float, uuid: str = "GPU-a", **quantities: Any) -> DeviceSample:
+    return DeviceSample(time_ns=round(time_s * SECOND), device_id=uuid, **quantities)
 
 
 def sample(task: str, index: int, score: float, status: str = "ok") -> SampleRecord:

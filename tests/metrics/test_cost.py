@@ -32,7 +32,7 @@ def every(
 def seen(name: str, *, cost: CostSpec | None = None, **how: Any) -> Observed:
     """The observation of the asked way; where every way is observed, it is the first."""
     asked = cost or CostSpec()
-    one, *others = every(name, cost=cost, **how)
+    one, *others = (one for one in every(name, cost=cost, **how) if "component" not in one.qualifiers)
     assert others == [] or (one.qualifiers["cost_basis"], one.qualifiers["price_kind"]) == (asked.basis, asked.kind)
     return one
 

@@ -22,7 +22,7 @@ def test_every_metric_is_explained(name: str) -> None:
     "mark",
     [
         "disturbed", "unsteady peaks", "slow client", "low priority", "no load meets the slo", "overhead-bound",
-        "concurrency not held",
+        "concurrency not held", "short energy window", "energy disagreement: ...", "throttled in ...",
     ],
 )  # fmt: skip
 def test_every_mark_is_explained(mark: str) -> None:

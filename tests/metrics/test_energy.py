@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hand_made import a_run, host, request, view
 
+from moecap.metrics.components import filled_energy, measured_energy
 from moecap.metrics.declare import METRICS, Observed
-from moecap.metrics.energy import filled_energy, measured_energy
 from moecap.metrics.reduce import AXES
 from moecap.records import NodeInfo, Placement
 

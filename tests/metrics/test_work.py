@@ -255,3 +255,14 @@ def test_causal_pairs_and_attended_tokens_equal_counting(q: int, before: int, wi
     found = pass_work(shape, HELD, passes, routing)
     assert found.kv_bytes[0] == len(seen) * 4 * 2
     assert found.flops["float32"][0] == pytest.approx(2 * q * 200 + pairs * 8)
+
+
+def test_latents_expanded_in_every_pass_by_hand() -> None:
+    """9 FLOPs and 7 elements for each of the 8 + 3 keys that a decode of two requests finds cached, its own too."""
+    decode = one_pass(0, Phase.DECODE, 0, 1, (1, 1), (8, 3))
+    routing = (routed(0, (2, 2, 0, 0)),)
+    expanding = replace(LAYER, mixer="mla", expanded_flops_per_key=9, expanded_elements_per_key=7)
+    plain, found = (work((decode,), routing, replace(SHAPE, layers=(one,))) for one in (LAYER, expanding))
+    assert found.flops["float32"][0] - plain.flops["float32"][0] == 11 * 9
+    assert found.physical_bytes[0] - plain.physical_bytes[0] == 11 * 7 * 4
+    assert found.kv_bytes[0] == plain.kv_bytes[0]
