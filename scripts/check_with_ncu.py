@@ -124,7 +124,8 @@ def decode_pass(llm: Any, batch: int, args: argparse.Namespace, shape: Any, held
     import torch  # noqa: PLC0415
     from vllm import SamplingParams  # noqa: PLC0415
 
-    from moecap.probe.vllm_recording import read_recording, records_of  # noqa: PLC0415
+    from moecap.probe.vllm_recording import read_recording  # noqa: PLC0415
+    from moecap.probe.vllm_records import records_of  # noqa: PLC0415
 
     draw = random.Random(batch)
     sampling = SamplingParams(temperature=0, max_tokens=DECODES_BEFORE + 8, ignore_eos=True, detokenize=False)

@@ -117,8 +117,8 @@ def test_devices_and_how_they_were_set_up_come_back(store: Store) -> None:
     assert back.manifest.device_facts == {"GPU-a": facts}
     assert back.manifest.tables["devices"] == 2
     first, second = rows_of(back.devices, DeviceSample)
-    assert (first.energy_j, first.memory_used_bytes, first.throttle_reasons) == (0.25, 1 << 36, [])
-    assert (second.energy_j, second.throttle_reasons, second.dram_active_s) == (None, ["power cap", "heat"], 0.5)
+    assert (first.energy_j, first.memory_used_bytes, first.throttle_reasons) == (0.25, 1 << 36, ())
+    assert (second.energy_j, second.throttle_reasons, second.dram_active_s) == (None, ("power cap", "heat"), 0.5)
     # 5120 bits are 640 bytes; 2,619 MHz, both edges: 3.352 TB/s as the device's datasheet rounds it
     assert facts.dram_bytes_per_s == 640 * 2_619_000_000 * 2 == 3_352_320_000_000
 
