@@ -46,8 +46,9 @@ class Sampler(ABC):
         """Prepare for a new recording, of this engine process if there is one."""
 
     @abstractmethod
-    def sample(self, now_ns: int) -> Reading:
-        """What can be read now. `now_ns` is the time that the sample will carry."""
+    def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
+        """What is due now; at an `edge`, the first or the last of a recording, all of it. `now_ns` is the time that the
+        sample will carry."""
 
 
 class DeviceSampler(ABC):

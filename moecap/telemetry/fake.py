@@ -24,7 +24,7 @@ class FakeSampler(Sampler):
         """From the first again."""
         self._replay = _endless(self._given)
 
-    def sample(self, now_ns: int) -> Reading:
+    def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
         """The next ones, whatever the time."""
         return _reading(next(self._replay), QUANTITIES)
 

@@ -56,7 +56,7 @@ class RaplSampler(Sampler):
         self._dram = self._opened([folder for folder, name in names.items() if name == "dram"])
         self._any = bool(names)
 
-    def sample(self, now_ns: int) -> Reading:
+    def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
         """A sum is known when all its domains are."""
         readers: dict[str, Callable[[], float]] = {
             "package_energy_j": lambda: self._energy_j("package", self._package),

@@ -157,7 +157,7 @@ class _Recording:
         self._charged_s = time.thread_time()
         values: dict[str, Any] = {}
         for sampler in self._samplers:
-            reading = _guarded(sampler, now_ns)
+            reading = _guarded(sampler, now_ns, edge=edge)
             self._charge(sampler)
             values.update(reading.values)
             for quantity, why in reading.unknown.items():
@@ -176,17 +176,17 @@ class _Recording:
     def _unknown(self) -> dict[str, str]:
         covered = {quantity for sampler in self._samplers for quantity in sampler.quantities}
         unasked = {quantity: "no sampler was asked for it" for quantity in QUANTITIES if quantity not in covered}
-        total = len(self._samples)
+        known = {name: sum(getattr(one, name) is not None for one in self._samples) for name in self._nulls}
         nulls = {
-            quantity: why if count == total else f"{count} of {total} samples: {why}"
+            quantity: f"{count} of {count + known[quantity]} samples: {why}" if known[quantity] else why
             for quantity, (why, count) in self._nulls.items()
         }
         return unasked | nulls | unknown_of_devices({uuid: log.unknown() for uuid, log in self._devices.logs.items()})
 
 
-def _guarded(sampler: Sampler, now_ns: int) -> Reading:
+def _guarded(sampler: Sampler, now_ns: int, *, edge: bool) -> Reading:
     """The seam that keeps a recording alive: whatever a sampler lets escape makes its quantities unknown."""
     try:
-        return sampler.sample(now_ns)
+        return sampler.sample(now_ns, edge=edge)
     except Exception as error:  # noqa: BLE001 - a sampler may be anybody's; the reason is kept in the record
         return Reading(unknown=dict.fromkeys(sampler.quantities, f"{type(error).__name__}: {error}"))

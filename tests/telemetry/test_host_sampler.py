@@ -120,6 +120,13 @@ def test_each_quantity_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"memory_used_bytes", "engine_rss_bytes"} <= set(reading.values)
 
 
+def test_counters_are_read_once_a_second_and_at_both_edges() -> None:
+    sampler = _opened(None)
+    read = [k for k in range(31) if "disk_read_bytes" in sampler.sample(k * 10**8, edge=k in (0, 27)).values]
+    assert read == [0, 10, 20, 27]
+    assert "memory_used_bytes" in sampler.sample(31 * 10**8, edge=False).values
+
+
 def test_every_quantity_is_either_known_or_explained() -> None:
     reading = _opened(os.getpid()).sample(0)
     assert {*reading.values, *reading.unknown} == set(HostSampler.quantities)

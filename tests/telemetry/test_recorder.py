@@ -52,7 +52,7 @@ class Counting(Sampler):
         self.calls = 0
         self.opened.append(engine_pid)
 
-    def sample(self, now_ns: int) -> Reading:
+    def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
         self.calls += 1
         if self.calls >= self.enough:
             self.reached.set()
@@ -67,7 +67,7 @@ class Broken(Sampler):
     def open(self, engine_pid: int | None) -> None:
         pass
 
-    def sample(self, now_ns: int) -> Reading:
+    def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
         raise ZeroDivisionError("division by zero")
 
 
@@ -102,8 +102,8 @@ def test_even_the_shortest_recording_has_a_first_and_a_last_sample() -> None:
 
 def test_a_sampler_that_takes_several_periods_is_not_made_up_for_in_a_burst() -> None:
     class Slow(Counting):
-        def sample(self, now_ns: int) -> Reading:
-            reading = super().sample(now_ns)
+        def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
+            reading = super().sample(now_ns, edge=edge)
             if self.calls == 2:
                 time.sleep(0.05)
             return reading
@@ -157,8 +157,8 @@ def test_a_hung_sampler_does_not_hang_the_run(monkeypatch: pytest.MonkeyPatch) -
     release = threading.Event()
 
     class Hanging(Counting):
-        def sample(self, now_ns: int) -> Reading:
-            reading = super().sample(now_ns)
+        def sample(self, now_ns: int, *, edge: bool = True) -> Reading:
+            reading = super().sample(now_ns, edge=edge)
             if self.calls == 2:
                 release.wait(30)
             return reading
