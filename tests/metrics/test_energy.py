@@ -67,6 +67,13 @@ def test_measured_dram_replaces_its_estimate() -> None:
     assert energies(dram_energy_j=3.0)["filled"].joules == pytest.approx(500 + 30 + 125)
 
 
+def test_a_host_of_one_tdp_has_its_dram_in_it() -> None:
+    """100 W for the half of it; the DRAM's own 3 J/s are in these."""
+    whole = {"hosts": {"h": {"price_usd": 1, "tdp_w": 200, "label": "x"}}}
+    samples = tuple(host(t, dram_energy_j=3.0 * t) for t in (-1, 1, 5, 9, 11))
+    assert filled_energy(view(a_run(node=NODE, placement=HALF, hosts=samples), **whole)).joules == pytest.approx(1000)
+
+
 def test_what_computes_must_be_known() -> None:
     unknown = {"hosts": {"h": {"components": {"cpu": {"price_usd": 1}, "board": {"price_usd": 1, "tdp_w": 5}},
                                "label": "x"}}}  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moecap.metrics.declare import METRICS, Observed
-from moecap.metrics.one_phase import one_phase_stretches
+from moecap.metrics.one_phase import one_phase_stretches, passes_in
 from moecap.metrics.reduce import AXES
 from moecap.records import DeviceFacts, DeviceSample, PassRecord, Phase, TierRecord
 from moecap.schema import PASSES, table_of
@@ -98,6 +98,22 @@ def test_the_window_may_lie_outside_of_the_measurement() -> None:
     assert value("s_mbu_error", run) == pytest.approx(PASS_BYTES / 2000 - 1)
 
 
+def test_the_longest_of_several_stretches_counts() -> None:
+    """Decode from 0.25 to 6.25 s, a mixed pass, decode from 7.25 to 9.25 s; then the same the other way round."""
+    for first, last, window in ((6, 2, "5.5 s, 6 passes"), (2, 6, "5.5 s, 6 passes")):
+        mixed = one_pass(50, Phase.MIXED, 0.25 + first, 1.0, (3,), (8,))
+        later = (replace(one, pass_id=60 + one.pass_id) for one in decodes(last, 1.25 + first))
+        run = run_of((*decodes(first), mixed, *later), *counters())
+        assert of("s_mbu_error", run).told == {"window": window}
+
+
+def test_shares_are_of_valid_passes() -> None:
+    """Half of the first, all of the second; the third is invalid, the fourth comes later."""
+    passes = tuple(replace(one, valid=one.pass_id != 2) for one in decodes(4, start_s=0.0))
+    found, shares = passes_in(table_of(PASSES, passes), (S // 2, 3 * S))
+    assert found.pass_id.tolist() == [0, 1] and shares.tolist() == [0.5, 1.0]
+
+
 def test_other_passes_part_stretches() -> None:
     """A mixed pass at 6 s, an invalid one at 13 s, nothing scheduled from 15 to 16 s."""
     decode, mixed = Phase.DECODE, Phase.MIXED
@@ -180,6 +196,12 @@ def test_tile_efficiency_by_hand() -> None:
     passes ran for 8."""
     run = run_of(decodes(8), *counters(tensor_active_s=1e-3))
     assert value("tile_efficiency", run) == pytest.approx(FLOPS / 1e6 / 1e-3)
+    assert value("tile_efficiency", run, None) == pytest.approx(0.8 * FLOPS / 1e6 / 1e-3)
+
+
+def test_what_is_invalid_outside_of_the_window_takes_nothing_from_it() -> None:
+    late = replace(decodes(1, 11.0)[0], pass_id=9, valid=False)
+    run = run_of((*decodes(8), late), *counters(tensor_active_s=1e-3))
     assert value("tile_efficiency", run, None) == pytest.approx(0.8 * FLOPS / 1e6 / 1e-3)
 
 
