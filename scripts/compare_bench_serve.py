@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,23 @@ def main() -> None:
     engine = VllmEngine()
     try:
         facts = engine.start(ModelSpec(name=args.model), system, placement)
-        result = {"settings": facts.settings, "rows": compare(engine, args)}
+        for rows in compare(engine, args):
+            args.out.mkdir(parents=True, exist_ok=True)
+            written = {"settings": facts.settings, "rows": rows}
+            (args.out / "bench-serve.json").write_text(json.dumps(written, indent=1))
     finally:
         engine.stop()
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "bench-serve.json").write_text(json.dumps(result, indent=1))
 
 
-def compare(engine: VllmEngine, args: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(engine: VllmEngine, args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """All that is known after every pair: a row per concurrency."""
     server = engine._mode
     assert isinstance(server, OnlineServer)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for concurrency in args.concurrency:
         ours(server, args, prompts(engine, args, concurrency, 0), concurrency)
-        pairs = []
+        pairs: list[dict[str, dict[str, float]]] = []
+        rows.append({})
         for number in range(args.pairs):
             pair, texts = {}, prompts(engine, args, concurrency, number + 1)
             for who in ("moecap", "bench") if number % 2 == 0 else ("bench", "moecap"):
@@ -79,17 +83,18 @@ def compare(engine: VllmEngine, args: argparse.Namespace) -> list[dict[str, Any]
                     else theirs(server, args, list(texts), concurrency)
                 )
             pairs.append(pair)
-        row = {"concurrency": concurrency, **summary(pairs), "pairs": pairs}
-        print(json.dumps({key: value for key, value in row.items() if key != "pairs"}), flush=True)
-        rows.append(row)
-    return rows
+            rows[-1] = {"concurrency": concurrency, **summary(pairs), "pairs": pairs}
+            yield rows
+        print(json.dumps({key: value for key, value in rows[-1].items() if key != "pairs"}), flush=True)
 
 
 def prompts(engine: VllmEngine, args: argparse.Namespace, concurrency: int, seed: int) -> dict[str, tuple[int, ...]]:
     """Random words, cut to so many tokens, and those tokens: what the server makes of the same text."""
     draw, found = random.Random(f"{concurrency}-{seed}"), dict[str, tuple[int, ...]]()
     while len(found) < args.rounds * concurrency:
-        words = " ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(4096))
+        words = " ".join(
+            "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(args.input_tokens)
+        )
         text = engine.decode(engine.encode(words)[: args.input_tokens])
         ids = engine.encode(text)
         if len(ids) == args.input_tokens:

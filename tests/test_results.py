@@ -83,6 +83,21 @@ def test_what_the_probe_costs() -> None:
     assert table("batch") == expected
 
 
+def test_on_and_control_against_off() -> None:
+    held = json.loads((RAW / "probe-overhead-control.json").read_text())["rounds"]
+    expected = []
+    for batch in BATCHES:
+        mine = sorted((one for one in held if one["batch"] == batch), key=lambda one: one["round"])
+        off, on, control = (
+            [one["tpot_ms"] for one in mine if one["graphs"] == graphs] for graphs in ("off", "on", "control")
+        )
+        assert len(off) == len(on) == len(control) == 7
+        costs, noise = ([percent(b / a) for a, b in zip(off, other, strict=True)] for other in (on, control))
+        shown = f"{median(costs):+.2f}", f"{median(noise):+.2f}", spread(noise)
+        expected.append([str(batch), f"{median(off):.3f}", *shown])
+    assert table("requests") == expected
+
+
 def test_pairs_of_equal_routing_at_batch_8() -> None:
     """Rounds by TPOT, a gap of 1 % apart; those with the probe differ in the experts that they recorded."""
     groups: list[list[dict[str, Any]]] = []
