@@ -32,9 +32,10 @@ def Times(**seconds: float) -> SimpleNamespace:
 
 
 def test_a_grandchild_counts_alive_and_ended() -> None:
-    """It keeps a CPU busy for 0.3 s of CPU time, says so, and waits."""
+    """It keeps a CPU busy for 0.3 s of CPU time and three ticks, by which /proc may cut off (user, system, and once for
+    the sum of floats), says so, and waits."""
     wait = "import sys, time; sys.stdin.read()"
-    burn = f"import time\nwhile time.process_time() < 0.3: pass\nprint('burnt', flush=True); {wait}"
+    burn = f"import time\nwhile time.process_time() < 0.33: pass\nprint('burnt', flush=True); {wait}"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); {wait}"
     before_s = otherload.family_cpu_s()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
