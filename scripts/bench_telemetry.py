@@ -25,7 +25,15 @@ from moecap.telemetry.base import make_samplers
 from moecap.telemetry.fake_nvml import H100, FakeNvml
 from moecap.telemetry.gpm import GpmSampler
 from moecap.telemetry.nvml import NvmlSampler
-from moecap.telemetry.nvml_sources import FAST_FIELDS, PCIE_CALLS, SLOW_CALLS, SLOW_FIELDS, Field
+from moecap.telemetry.nvml_sources import (
+    ENERGY_CALLS,
+    FAST_FIELDS,
+    LINK_FIELDS,
+    PCIE_CALLS,
+    SLOW_CALLS,
+    SLOW_FIELDS,
+    Field,
+)
 from moecap.telemetry.recorder import Recorder
 
 TARGET = 0.01
@@ -69,9 +77,10 @@ def questions(uuid: str) -> list[dict[str, Any]]:
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
     found = [timed(f"{name} in one call", fields(handle, group)) for name, group in GROUPS.items()]
-    found += [timed(field.quantity, fields(handle, [field])) for field in (*FAST_FIELDS, *SLOW_FIELDS)]
+    found += [timed(field.quantity, fields(handle, [field])) for field in (*FAST_FIELDS, *SLOW_FIELDS, *LINK_FIELDS)]
     found += [
-        timed(", ".join(call.quantities), partial(call.read, pynvml, handle)) for call in (*SLOW_CALLS, *PCIE_CALLS)
+        timed(", ".join(call.quantities), partial(call.read, pynvml, handle))
+        for call in (*ENERGY_CALLS, *SLOW_CALLS, *PCIE_CALLS)
     ]
     sample = pynvml.nvmlGpmSampleAlloc()
     found.append(timed("GPM sample", lambda: pynvml.nvmlGpmSampleGet(handle, sample)))
@@ -80,7 +89,7 @@ def questions(uuid: str) -> list[dict[str, Any]]:
     return found
 
 
-GROUPS: Mapping[str, Sequence[Field]] = {"fast fields": FAST_FIELDS, "slow fields": SLOW_FIELDS}
+GROUPS: Mapping[str, Sequence[Field]] = {"fast fields": FAST_FIELDS, "links": LINK_FIELDS}
 
 
 def fields(handle: Any, group: Sequence[Field]) -> Callable[[], Any]:

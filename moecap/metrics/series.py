@@ -52,10 +52,12 @@ class Series:
 
     @property
     def update_period_s(self) -> float | None:
-        """Median time between readings at which the value had changed; None with fewer than two changes. At best as
-        short as the time between readings."""
+        """Median time between readings at which the value had changed; None with fewer than two changes, or when each
+        reading differs from the one before: then it changes at least as often as it was read."""
         changed = self.times_ns[1:][np.diff(self.values) != 0]
-        return float(np.median(np.diff(changed)) * NS) if len(changed) > 1 else None
+        if not 1 < len(changed) < len(self.times_ns) - 1:
+            return None
+        return float(np.median(np.diff(changed)) * NS)
 
     def _at(self, times_ns: Ints) -> Floats:
         # From the first reading on: as floats, times since boot in ns would lose some of their digits.

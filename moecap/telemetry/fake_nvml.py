@@ -20,7 +20,7 @@ FieldAnswers = Mapping[tuple[int, int], int]
 GpmRates = Callable[[int, int, int], float]
 """(metric, number of the older sample, of the newer) -> its value; below 0: minus the NVML error."""
 H100_FIELDS: FieldAnswers = {
-    (pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 0): 7_654_321_000, (pynvml.NVML_FI_DEV_POWER_INSTANT, 0): 490_250,
+    (pynvml.NVML_FI_DEV_POWER_INSTANT, 0): 490_250,
     (pynvml.NVML_FI_DEV_POWER_AVERAGE, 0): 488_500, (pynvml.NVML_FI_DEV_POWER_INSTANT, 1): -NOT_SUPPORTED,
     (pynvml.NVML_FI_DEV_POWER_AVERAGE, 2): 97_125, (pynvml.NVML_FI_DEV_MEMORY_TEMP, 0): 58,
     (pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, 0xFFFFFFFF): -NOT_SUPPORTED,
@@ -28,6 +28,7 @@ H100_FIELDS: FieldAnswers = {
 }  # fmt: skip
 H100: Mapping[str, Any] = {
     "nvmlDeviceGetName": "NVIDIA H100 80GB HBM3",
+    "nvmlDeviceGetTotalEnergyConsumption": 7_654_321_000,
     "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=99, memory=71),
     "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=70_866_960_384),
     "nvmlDeviceGetClockInfo": lambda clock: {pynvml.NVML_CLOCK_SM: 1_755, pynvml.NVML_CLOCK_MEM: 2_619}[clock],

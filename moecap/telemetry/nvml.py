@@ -1,8 +1,9 @@
 """NVIDIA devices by NVML, by UUID. What hardware counters tell beyond it is `gpm`'s.
 
-Energy and power are asked at every sample, in one call for all of them; what changes slowly once a second; PCIe rates
-every ten, of one device at a time, because NVML counts for 20 ms while the caller waits, and not at all where GPM
-counts them. What a device or a driver doesn't support is asked once per recording. Units: docs/telemetry.md.
+Power is asked at every sample, in one call; what changes slowly once a second; what takes the driver milliseconds of
+CPU time less often: its energy counter every other second, those of NVLink every ten. PCIe rates too, as NVML counts
+for 20 ms while the caller waits, and not at all where GPM counts them. Devices take turns at these. What a device or a
+driver doesn't support is asked once per recording. Units: docs/telemetry.md.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from moecap.records import DeviceFacts
 from moecap.telemetry.base import DeviceSampler, Reading
 from moecap.telemetry.nvml_facts import OF_WHOLE_GPUS, facts_of, is_mig
 from moecap.telemetry.nvml_sources import (
+    ENERGY_CALLS,
     FALLBACKS,
     FAST_FIELDS,
+    LINK_FIELDS,
     MIG_CALLS,
     PCIE_CALLS,
     QUANTITIES,
@@ -29,7 +32,8 @@ from moecap.telemetry.nvml_sources import (
 )
 
 SLOW_NS = 1_000_000_000
-PCIE_NS = 10_000_000_000
+ENERGY_NS = 2_000_000_000
+RARE_NS = 10_000_000_000
 SLACK_NS = 20_000_000
 """What is due so soon is asked now: a cadence of 10 Hz comes a little early at times."""
 LASTING = (
@@ -94,14 +98,26 @@ class _Asked:
 
 
 @dataclass(slots=True)
+class _Paced:
+    """What is asked once a period, and mostly at both ends of a recording."""
+
+    asked: _Asked
+    period_ns: int
+    at_edges: bool = True
+    due_ns: int | None = None
+    """None: before the first sample."""
+
+    def is_due(self, now_ns: int, *, edge: bool) -> bool:
+        if edge:
+            return self.at_edges
+        return self.due_ns is not None and now_ns + SLACK_NS >= self.due_ns
+
+
+@dataclass(slots=True)
 class _Device:
     handle: Any
     fast: _Asked
-    slow: _Asked
-    pcie: _Asked
-    slow_due_ns: int | None = None
-    """None: before the first sample."""
-    pcie_due_ns: int = 0
+    paced: Sequence[_Paced]
     refused: Mapping[str, str] | None = None
     """What is not asked at all -> why; told with the first sample."""
 
@@ -131,20 +147,18 @@ class NvmlSampler(DeviceSampler):
         return refused
 
     def sample(self, device_uuid: str, now_ns: int, *, edge: bool) -> Reading:
-        """Energy and power; the others when they are due."""
+        """Power; the others when they are due."""
         device = self._devices[device_uuid]
         values: dict[str, Any] = {}
         unknown: dict[str, str] = dict(device.refused or {})
         device.refused = None
         device.fast.read(values, unknown)
-        if device.slow_due_ns is None:
-            device.slow_due_ns, device.pcie_due_ns = self._first_due_ns(device, now_ns)
-        if edge or now_ns + SLACK_NS >= device.slow_due_ns:
-            device.slow_due_ns = device.slow_due_ns if edge else now_ns + SLOW_NS
-            device.slow.read(values, unknown)
-        if now_ns + SLACK_NS >= device.pcie_due_ns and not edge:
-            device.pcie_due_ns = now_ns + PCIE_NS
-            device.pcie.read(values, unknown)
+        for one in device.paced:
+            if one.due_ns is None:
+                one.due_ns = self._first_due_ns(device, one, now_ns)
+            if one.is_due(now_ns, edge=edge):
+                one.due_ns = one.due_ns if edge else now_ns + one.period_ns
+                one.asked.read(values, unknown)
         return Reading(values=values, unknown=unknown)
 
     def facts(self, device_uuid: str) -> DeviceFacts | None:
@@ -172,21 +186,28 @@ class NvmlSampler(DeviceSampler):
 
     def _device(self, uuid: str) -> _Device:
         nvml, handle = self._nvml, self._nvml.nvmlDeviceGetHandleByUUID(uuid)
-        nothing = _Asked(nvml, handle)
         if is_mig(uuid):
             told = {quantity for call in MIG_CALLS for quantity in call.quantities}
             refused = {quantity: OF_WHOLE_GPUS for quantity in QUANTITIES if quantity not in told}
-            return _Device(handle, nothing, _Asked(nvml, handle, calls=MIG_CALLS), nothing, refused=refused)
-        pcie, refused = _Asked(nvml, handle, calls=PCIE_CALLS), {}
+            slow = _Paced(_Asked(nvml, handle, calls=MIG_CALLS), SLOW_NS)
+            return _Device(handle, _Asked(nvml, handle), [slow], refused=refused)
+        paced = [
+            _Paced(_Asked(nvml, handle, calls=ENERGY_CALLS), ENERGY_NS),
+            _Paced(_Asked(nvml, handle, SLOW_FIELDS, SLOW_CALLS), SLOW_NS),
+            _Paced(_Asked(nvml, handle, LINK_FIELDS), RARE_NS),
+        ]
         if _has_gpm(nvml, handle):
-            pcie, refused = nothing, {quantity: GPM_COUNTS for call in PCIE_CALLS for quantity in call.quantities}
-        fast, slow = _Asked(nvml, handle, FAST_FIELDS), _Asked(nvml, handle, SLOW_FIELDS, SLOW_CALLS)
-        return _Device(handle, fast, slow, pcie, refused=refused)
+            refused = {quantity: GPM_COUNTS for call in PCIE_CALLS for quantity in call.quantities}
+        else:
+            refused = {}
+            paced.append(_Paced(_Asked(nvml, handle, calls=PCIE_CALLS), RARE_NS, at_edges=False))
+        return _Device(handle, _Asked(nvml, handle, FAST_FIELDS), paced, refused=refused)
 
-    def _first_due_ns(self, device: _Device, now_ns: int) -> tuple[int, int]:
-        """Devices take turns, so that no sample of all of them takes long."""
+    def _first_due_ns(self, device: _Device, one: _Paced, now_ns: int) -> int:
+        """Devices take turns, so that no sample of all of them takes long. What isn't asked at the start is asked soon
+        after it."""
         turn, turns = list(self._devices.values()).index(device), len(self._devices)
-        return now_ns + SLOW_NS * (turn + 1) // turns, now_ns + PCIE_NS * turn // turns
+        return now_ns + one.period_ns * (turn + one.at_edges) // turns
 
 
 def _has_gpm(nvml: Any, handle: Any) -> bool:

@@ -76,14 +76,13 @@ def _pcie(counter: int) -> Callable[[Any, Any], tuple[Any, ...]]:
 
 
 FAST_FIELDS = (
-    Field("energy_j", pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, GPU_SCOPE, 1e-3),
     Field("power_w", pynvml.NVML_FI_DEV_POWER_INSTANT, GPU_SCOPE, 1e-3),
     Field("power_average_w", pynvml.NVML_FI_DEV_POWER_AVERAGE, GPU_SCOPE, 1e-3),
     Field("module_power_w", pynvml.NVML_FI_DEV_POWER_INSTANT, MODULE_SCOPE, 1e-3),
     Field("memory_power_w", pynvml.NVML_FI_DEV_POWER_AVERAGE, MEMORY_SCOPE, 1e-3),
 )
-SLOW_FIELDS = (
-    Field("memory_temperature_c", pynvml.NVML_FI_DEV_MEMORY_TEMP, GPU_SCOPE, 1),
+SLOW_FIELDS = (Field("memory_temperature_c", pynvml.NVML_FI_DEV_MEMORY_TEMP, GPU_SCOPE, 1),)
+LINK_FIELDS = (
     Field("nvlink_sent_bytes", pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ALL_LINKS, 1024),
     Field("nvlink_received_bytes", pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ALL_LINKS, 1024),
 )
@@ -99,14 +98,14 @@ PCIE_CALLS = (
     Call(("pcie_sent_bytes_per_s",), _pcie(pynvml.NVML_PCIE_UTIL_TX_BYTES)),
     Call(("pcie_received_bytes_per_s",), _pcie(pynvml.NVML_PCIE_UTIL_RX_BYTES)),
 )
+ENERGY_CALLS = (Call(("energy_j",), _energy),)
 FALLBACKS = {
-    "energy_j": Call(("energy_j",), _energy),
     # Devices without the field (before Ampere, and GA100) measure an instant with this function; later ones average.
     "power_w": Call(("power_w",), _power),
 }
 """Asked where the field value isn't supported."""
 MIG_CALLS = (Call(("memory_used_bytes",), _memory),)
 QUANTITIES = (
-    *(one.quantity for one in (*FAST_FIELDS, *SLOW_FIELDS)),
-    *(quantity for call in (*SLOW_CALLS, *PCIE_CALLS) for quantity in call.quantities),
+    *(one.quantity for one in (*FAST_FIELDS, *SLOW_FIELDS, *LINK_FIELDS)),
+    *(quantity for call in (*ENERGY_CALLS, *SLOW_CALLS, *PCIE_CALLS) for quantity in call.quantities),
 )

@@ -41,6 +41,7 @@ def test_the_period_is_that_of_changes_not_of_samples() -> None:
     """Sampled every 0.1 s, it changes every 0.2 s."""
     assert series(*((index / 10, float(index // 2)) for index in range(20))).update_period_s == pytest.approx(0.2)
     assert series((0, 1.0), (1, 2.0)).update_period_s is None
+    assert series((0, 1.0), (2, 2.0), (4, 3.0), (6, 4.0)).update_period_s is None  # as often as it is read, or more
 
 
 def test_null_readings_are_left_out_and_times_keep_their_digits() -> None:

@@ -13,7 +13,8 @@ from moecap.telemetry.nvml_facts import OF_WHOLE_GPUS, facts_of
 from moecap.telemetry.nvml_sources import reasons
 
 SECOND = 10**9
-ENERGY, INSTANT = pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, pynvml.NVML_FI_DEV_POWER_INSTANT
+INSTANT = pynvml.NVML_FI_DEV_POWER_INSTANT
+LINKS = pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX
 A100 = H100 | {"nvmlGpmQueryDeviceSupport": SimpleNamespace(isSupportedDevice=0)}
 
 
@@ -46,8 +47,7 @@ def test_quantities_are_in_our_units() -> None:
 
 
 def test_links_count_kib_and_the_module_has_a_scope_of_its_own() -> None:
-    links = pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX
-    fields = {**H100_FIELDS, (INSTANT, 1): 812_000, (links[0], 0xFFFFFFFF): 3, (links[1], 0xFFFFFFFF): 2**40}
+    fields = {**H100_FIELDS, (INSTANT, 1): 812_000, (LINKS[0], 0xFFFFFFFF): 3, (LINKS[1], 0xFFFFFFFF): 2**40}
     values = opened(FakeNvml({"GPU-a": H100}, fields=fields)).sample("GPU-a", 0, edge=True).values
     assert (values["power_w"], values["module_power_w"]) == pytest.approx((490.25, 812.0))
     assert (values["nvlink_sent_bytes"], values["nvlink_received_bytes"]) == (3072, 2**50)
@@ -64,6 +64,23 @@ def test_fast_quantities_are_one_call_a_sample_and_slow_ones_come_once_a_second(
     assert nvml.calls["nvmlDeviceGetTemperature"] == 3
     assert nvml.calls["nvmlDeviceGetPcieThroughput"] == 0
     assert "temperature_c" in sampler.sample("GPU-a", 3 * SECOND + 1, edge=True).values  # the last has everything
+
+
+def test_what_costs_the_driver_much_is_asked_seldom() -> None:
+    """Energy every two seconds, links every ten, each device at a time of its own; both at the ends."""
+    fields = {**H100_FIELDS, (LINKS[0], 0xFFFFFFFF): 3, (LINKS[1], 0xFFFFFFFF): 4}
+    nvml = FakeNvml({"GPU-a": H100, "GPU-b": H100}, fields=fields)
+    sampler = opened(nvml)
+    seen: dict[str, list[float]] = {"energy_j a": [], "energy_j b": [], "nvlink_sent_bytes a": []}
+    for k in range(201):
+        for uuid in ("GPU-a", "GPU-b"):
+            values = sampler.sample(uuid, k * SECOND // 10, edge=k in (0, 200)).values
+            for name in values.keys() & {"energy_j", "nvlink_sent_bytes"}:
+                seen.setdefault(f"{name} {uuid[-1]}", []).append(k / 10)
+    assert seen["energy_j a"] == [0.0, *(float(s) for s in range(1, 20, 2)), 20.0]
+    assert seen["energy_j b"] == [0.0, *(float(s) for s in range(2, 20, 2)), 20.0]
+    assert seen["nvlink_sent_bytes a"] == [0.0, 5.0, 15.0, 20.0]
+    assert nvml.calls["nvmlDeviceGetTotalEnergyConsumption"] == 12 + 11
 
 
 def test_what_is_not_supported_is_asked_once_per_recording() -> None:
@@ -106,28 +123,25 @@ def test_a_lost_device_makes_all_unknown_and_ends_nothing() -> None:
     lost = error(pynvml.NVML_ERROR_GPU_IS_LOST)
     nvml.devices["GPU-a"] = dict.fromkeys(H100, lost)
     nvml._fields = lambda device: (_ for _ in ()).throw(lost)
-    reading = sampler.sample("GPU-a", SECOND, edge=False)
+    reading = sampler.sample("GPU-a", SECOND, edge=True)
     assert reading.values == {}
     assert {"energy_j", "power_w", "temperature_c", "throttle_reasons"} <= set(reading.unknown)
     assert set(reading.unknown.values()) == {"GPU is lost"}
 
 
-def test_older_devices_tell_energy_and_power_by_functions() -> None:
+def test_older_devices_tell_power_by_a_function() -> None:
     fields = dict.fromkeys(H100_FIELDS, -NOT_SUPPORTED)
-    nvml = FakeNvml(
-        {"GPU-v": {**A100, "nvmlDeviceGetTotalEnergyConsumption": 5_500, "nvmlDeviceGetPowerUsage": 120_500}},
-        fields=fields,
-    )
+    nvml = FakeNvml({"GPU-v": {**A100, "nvmlDeviceGetPowerUsage": 120_500}}, fields=fields)
     sampler = opened(nvml)
     for k in range(3):
         values = sampler.sample("GPU-v", k * SECOND // 10, edge=False).values
-        assert (values["energy_j"], values["power_w"]) == pytest.approx((5.5, 120.5))
-    assert nvml.asked[ENERGY, 0] == 1 and nvml.calls["nvmlDeviceGetPowerUsage"] == 3
+        assert values["power_w"] == pytest.approx(120.5)
+    assert nvml.asked[INSTANT, 0] == 1 and nvml.calls["nvmlDeviceGetPowerUsage"] == 3
 
 
 def test_a_device_that_tells_neither_way_has_the_last_reason() -> None:
     sampler = opened(FakeNvml({"GPU-v": A100}, fields=dict.fromkeys(H100_FIELDS, -NOT_SUPPORTED)))
-    assert sampler.sample("GPU-v", 0, edge=False).unknown["energy_j"] == "Not Supported"
+    assert sampler.sample("GPU-v", 0, edge=False).unknown["power_w"] == "Not Supported"
     assert sampler.sample("GPU-v", SECOND // 10, edge=False).unknown == {}
 
 
