@@ -50,8 +50,8 @@ def main() -> None:
 def routing_of(passes: int, tokens: int) -> tuple[Routing, Routing]:
     """Counts of that many passes (drawn ones, repeated), and tokens' experts of a hundredth of them."""
     drawn = synthetic_routing(
-        layers=tuple(range(LAYERS)), num_experts=EXPERTS, top_k=TOP_K, tokens=tokens,
-        num_passes=max(1, passes // 100), exponent=0.5, seed=0,
+        layers=tuple(range(LAYERS)), num_experts=EXPERTS, top_k=TOP_K,
+        tokens=np.full(max(1, passes // 100), tokens), exponent=0.5, seed=0,
     )  # fmt: skip
     rows = np.arange(passes) % drawn.num_passes
     return Routing(

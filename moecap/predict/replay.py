@@ -1,8 +1,8 @@
 """What each rank would have got of recorded routing: assignments, active experts, and copies of tokens.
 
 A token lives on one rank (its source): tokens of a pass are spread over the ranks in equal blocks, in the order in
-which they were recorded. It is copied once to every rank that holds an expert it chose, however many of them it holds. Of an
-expert with several slots, the choices of a pass go to them in turn, in the order of the tokens.
+which they were recorded. It is copied once to every rank that holds an expert it chose, however many of them it holds.
+Of an expert with several slots, the choices of a pass go to them in turn, in the order of the tokens.
 
 Assignments and active experts follow from counts exactly. Copies follow from the tokens' experts exactly; from counts
 alone they have bounds (derived at `copies_from_counts`) and an estimate inside. Nothing here knows bytes or time.

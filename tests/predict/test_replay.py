@@ -145,7 +145,7 @@ def test_the_estimate_is_exact_on_average_under_uniform_routing() -> None:
 
 def test_the_estimate_is_close_under_skew() -> None:
     routing = synthetic_routing(
-        layers=(0,), num_experts=64, top_k=6, tokens=128, num_passes=60, exponent=0.8, seed=1
+        layers=(0,), num_experts=64, top_k=6, tokens=np.full(60, 128), exponent=0.8, seed=1
     )  # fmt: skip
     assert routing.token_experts is not None
     for placement, where in ((linear(64, 8), topology(8, 2)), (balanced(routing.load()[0], 16, 16), topology(16, 4))):
