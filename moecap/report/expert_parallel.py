@@ -116,6 +116,7 @@ def degree_figure(found: Mapping[str, Sequence[Replay]]) -> Figure:
     titles = ("weights read, MB", "rows moved, MB", "share lost to waiting for it, %")
     for axes, title in zip(panels, titles, strict=True):
         _degree_axes(axes, degrees, title)
+    shares.set_ylim(top=1.35 * shares.get_ylim()[1])  # room for the legend
     head = "The busiest rank, per layer and pass, over the expert-parallel degree. Ring: knee, farthest from the chord"
     figure.text(0.5, 0.99, head, ha="center", va="top", fontsize=SMALL_SIZE + 2.5, color=INK)
     return figure
