@@ -189,6 +189,49 @@ def report(store: str, out: Path, study_name: str | None, as_json: bool) -> None
     _print({"files": files} if as_json else "\n".join(files))
 
 
+@command
+@click.option("--model", required=True, metavar="M", help="A Hugging Face id, a local folder or a config.json.")
+@click.option("--device", required=True, metavar="D", help="What every rank computes on: a key of `devices`.")
+@click.option("--ep", required=True, metavar="N,...", help="Expert-parallel degrees.")
+@click.option("--ep-nodes", default="", metavar="N,...", help="Nodes, one for all or one per degree.  [default: of 8]")
+@click.option("--skew", required=True, metavar="STORE|uniform|zipf:S", help="Routing: recorded runs, or drawn.")
+@click.option(
+    "--placement",
+    type=click.Choice(["linear", "round-robin", "balanced"]),
+    default="linear",
+    show_default=True,
+    help="balanced: by the load of the first half of the passes; the other is replayed.",
+)
+@click.option("--redundant-experts", type=click.IntRange(min=0), default=0, metavar="R", help="Further slots a layer.")
+@click.option(
+    "--backend",
+    type=click.Choice(["all_to_all", "all_gather_reduce_scatter", "all_reduce"]),
+    default="all_to_all",
+    show_default=True,
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Drawn routing: tokens.")
+@click.option("--dtype", metavar="D", help="Of the experts.  [default: as stored]")
+@click.option(
+    "--dispatch-bytes-per-element",
+    type=float,
+    default=2.0,
+    show_default=True,
+    metavar="B",
+    help="Of hidden states on their way to experts; 8 bits with a float32 scale per 128: 1.03125.",
+)
+@click.option("--network-gb-per-s", type=float, default=50.0, show_default=True, help="Between nodes, per device.")
+@click.option("--phase", type=click.Choice(["prefill", "decode"]), help="Recorded routing: passes of one phase.")
+@click.option("--figures", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Also draw them.")
+@study_option
+@json_option
+def predict(*, model: str, device: str, as_json: bool, **options: Any) -> None:
+    """Replay routing under expert-parallel layouts that were not run: imbalance, bytes, time, S-MBU per rank."""
+    from cluster.predictions import prediction, prediction_text
+
+    found = prediction(model, device, **options)
+    _print(found if as_json else prediction_text(found))
+
+
 def _error_document(error: MoECapError) -> dict[str, Any]:
     """An error as JSON: what it is, and every problem with key, value and remedy where it has such."""
     problems = error.problems if isinstance(error, StudyError) else (error,) if isinstance(error, ConfigError) else ()

@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": BASE
     | {"accuracy", "engine", "hardware", "model", "schema", "store", "telemetry", "trials", "windows", "workload"},
     "metrics": BASE | {"hardware", "model", "schema", "store", "prices", "windows"},
-    "report": BASE | {"schema", "store", "metrics"},
+    "predict": BASE | {"hardware", "model", "store"},
+    "report": BASE | {"predict", "schema", "store", "metrics"},
 }
 HEAVY = ("ray", "torch", "vllm", "transformers", "matplotlib", "pyarrow", "pydantic")
 

@@ -33,6 +33,10 @@ OPTIONS = {
     "status": {"store", "study_name", "as_json"},
     "reduce": {"store", "study_name", "as_json"},
     "report": {"store", "out", "study_name", "as_json"},
+    "predict": {
+        "model", "device", "ep", "ep_nodes", "skew", "placement", "redundant_experts", "backend", "batch_size", "dtype",
+        "dispatch_bytes_per_element", "network_gb_per_s", "phase", "figures", "study_name", "as_json",
+    },
 }  # fmt: skip
 
 
