@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +22,13 @@ import moecap
 from cluster.enginelog import output_files, read_log
 from cluster.messages import RunSummary
 from moecap.engine.process import processes_of
-from moecap.errors import CalibrationError, ClusterError, EngineError
-from moecap.hardware.calibrate import calibrate_cpu
+from moecap.errors import ClusterError, EngineError
+from moecap.hardware.calibrated import parts_of_node, parts_of_placement, placed_peaks
+from moecap.hardware.calibration import Calibrations, Known, conditions
 from moecap.hardware.detect import detect_node
 from moecap.hardware.identify import rated_peaks
-from moecap.hardware.ssd import scratch_on_disk
 from moecap.metrics.reduce import headline
-from moecap.records import ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
+from moecap.records import Calibration, ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
 from moecap.run import STEADY_WINDOW, Session
 from moecap.store import RunData, Store
 from moecap.telemetry.base import Recorder, Telemetry
@@ -52,7 +52,7 @@ class NodeAgent:
 
     def __init__(self) -> None:
         self._recorder: Recorder | None = None
-        self._calibrated: dict[int, Peaks] = {}
+        self._calibrations = Calibrations()
 
     def version(self) -> str:
         """Of the moecap that this node would run."""
@@ -62,13 +62,17 @@ class NodeAgent:
         """The machine, as seen from itself."""
         return detect_node(node_id, labels)
 
-    def calibrate(self, num_threads: int, after: object = None) -> Peaks:
-        """Peaks of the CPUs, measured once; unknown, with the reason, where that fails. Pass what must have happened
-        before as `after`: Ray waits for it."""
+    def calibrate(self, node: NodeInfo, placement: Placement, after: object = None) -> tuple[Calibration, ...]:
+        """What the peaks of a placement rest on, measured unless it is known; unknown, with the reason, where that
+        fails. Pass what must have happened before as `after`: Ray waits for it."""
         del after
-        if num_threads not in self._calibrated:
-            self._calibrated[num_threads] = _calibrate(num_threads)
-        return self._calibrated[num_threads]
+        parts = parts_of_placement(node, placement, conditions(placement.device_uuids))
+        return tuple(known.calibration for known in self._calibrations.of(parts))
+
+    def calibrate_all(self, node: NodeInfo, again: bool) -> list[Known]:
+        """Every part of the node."""
+        parts = parts_of_node(node, conditions([device.uuid for device in node.devices]))
+        return self._calibrations.of(parts, again=again)
 
     def start_telemetry(self, engine_pid: int) -> None:
         """Sample this host. A recording that a lost engine left open is dropped."""
@@ -110,13 +114,15 @@ class Runner:
         placement: Placement,
         node: NodeInfo,
         agent: Any,
-        calibrated: Peaks | None,
+        calibrated: tuple[Calibration, ...],
         store: Store,
     ) -> None:
         """Start the engine. Raises EngineError, ConfigError or MissingDependencyError when it can't."""
         self._node, self._store, self._telemetry = node, store, _RemoteTelemetry(agent)
         peaks = _peaks(node, placement, calibrated)
-        self._session = Session.open(model=model, system=system, placement=placement, node=node, peaks=peaks)
+        self._session = Session.open(
+            model=model, system=system, placement=placement, node=node, peaks=peaks, calibration=calibrated
+        )
 
     def run(self, spec: RunSpec, cooldown_s: float, attempt: int) -> RunSummary:
         """Measure and store. A run that is whole already (its worker died before it could say so) is left alone. One
@@ -169,17 +175,10 @@ def _summary(run: RunData) -> RunSummary:
     )
 
 
-def _calibrate(num_threads: int) -> Peaks:
-    """A node whose peaks can't be measured still serves: what rests on them is unknown, the rest isn't."""
-    try:
-        return calibrate_cpu(num_threads, scratch_on_disk())
-    except CalibrationError as error:
-        return Peaks(source="calibrated", memory_bytes_per_s=None, flops_per_s={}, method=f"failed: {error}")
-
-
-def _peaks(node: NodeInfo, placement: Placement, calibrated: Peaks | None) -> tuple[Peaks, ...]:
+def _peaks(node: NodeInfo, placement: Placement, calibrated: Sequence[Calibration]) -> tuple[Peaks, ...]:
     """Every peak source that is known for the placement."""
-    known = () if calibrated is None else (calibrated,)
+    measured = placed_peaks(placement, calibrated)
+    known = () if measured is None else (measured,)
     placed = [device for device in node.devices if device.uuid in placement.device_uuids]
     return (*known, rated_peaks(placed)) if placed else known
 

@@ -20,7 +20,9 @@ from moecap.engine import ENGINES
 from moecap.engine.base import Engine, EngineFacts
 from moecap.errors import ConfigError
 from moecap.hardware.otherload import OtherLoad, Seen
+from moecap.hardware.timing import UNSTEADY_SPREAD
 from moecap.records import (
+    Calibration,
     ClientRecord,
     LoadSpec,
     Manifest,
@@ -62,8 +64,6 @@ UNREAD = dict.fromkeys(
 )
 DISTURBED_SHARE = 0.2
 """Of the node's CPUs, busy with other work while a run was measured, above which the run is flagged."""
-UNSTEADY_SPREAD = 0.5
-"""(max - min) / median over a calibration's rounds above which its peak is doubtful: other work ran beside it."""
 
 
 class TelemetryHandle(Protocol):
@@ -95,20 +95,24 @@ class Session:
 
     def __init__(
         self, *, engine: Engine, facts: EngineFacts, model: ModelSpec, placement: Placement, node: NodeInfo,
-        peaks: tuple[Peaks, ...],
+        peaks: tuple[Peaks, ...], calibration: tuple[Calibration, ...] = (),
     ) -> None:  # fmt: skip
         self._engine, self._facts, self._model = engine, facts, model
-        self._placement, self._node, self._peaks = placement, node, peaks
+        self._placement, self._node, self._peaks, self._calibration = placement, node, peaks, calibration
         self._finders: dict[str, LoadFinder] = {}
 
     @classmethod
     def open(
-        cls, *, model: ModelSpec, system: SystemSpec, placement: Placement, node: NodeInfo, peaks: tuple[Peaks, ...]
-    ) -> Session:
+        cls, *, model: ModelSpec, system: SystemSpec, placement: Placement, node: NodeInfo, peaks: tuple[Peaks, ...],
+        calibration: tuple[Calibration, ...] = (),
+    ) -> Session:  # fmt: skip
         """Start the engine. Raises EngineError with the cause when it can't."""
         engine: Engine = resolve(ENGINES, "moecap.engines", system.engine)()
         facts = engine.start(model, system, placement)
-        return cls(engine=engine, facts=facts, model=model, placement=placement, node=node, peaks=peaks)
+        return cls(
+            engine=engine, facts=facts, model=model, placement=placement, node=node, peaks=peaks,
+            calibration=calibration,
+        )  # fmt: skip
 
     def run(self, spec: RunSpec, *, study: str, telemetry: TelemetryHandle) -> RunData:
         """Measure. Telemetry runs from before the first request to after the last; warm-up comes before it.
@@ -256,7 +260,7 @@ class Session:
                 ),
             },
             unknown={**sampled.unknown, **UNREAD}, observer_ns=serve.observer_ns, sampler=sampled.stats,
-            client=serve.client, search=measured.search,
+            client=serve.client, search=measured.search, calibration=self._calibration,
         )  # fmt: skip
         return RunData(
             manifest=manifest,
