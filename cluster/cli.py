@@ -21,6 +21,7 @@ from moecap.errors import ConfigError, LeaseHeldError, MoECapError, StudyError, 
 
 if TYPE_CHECKING:
     from cluster.agenda import Agenda
+    from cluster.calibrate import NodeCalibration
     from cluster.driver import Outcome
     from cluster.launch import Launched
     from moecap.records import StudyPlan
@@ -110,6 +111,30 @@ def nodes(address: str, as_json: bool) -> None:
     with connected(address):
         infos = [node.info for node in inventory()]
     _print(to_jsonable(infos) if as_json else node_table(infos))
+
+
+@command
+@address_option
+@click.option("--again", is_flag=True, help="Measure anew what is known already.")
+@json_option
+def calibrate(address: str, again: bool, as_json: bool) -> int:
+    """Measure what every node really reaches, once: memory, matrix products, links, launches, disk, collectives."""
+    import time
+
+    from cluster.calibrate import calibrate_fleet
+    from cluster.inventory import connected, inventory
+    from cluster.rates import calibration_document, calibration_text, origin, part_name
+
+    def report(one: NodeCalibration) -> None:
+        for known in one.known:
+            told = f"{one.node.hostname}: {part_name(known.calibration.part)}: {origin(known, time.time())}"
+            click.echo(told, err=True)
+
+    with connected(address):
+        found = calibrate_fleet(inventory(), again, report)
+    show = calibration_document if as_json else calibration_text
+    _print(show(found, time.time()))
+    return 0 if all(one.good for one in found) else FAILED
 
 
 @command
