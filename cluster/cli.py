@@ -138,6 +138,23 @@ def calibrate(address: str, again: bool, as_json: bool) -> int:
 
 
 @command
+@address_option
+@click.option("--store", metavar="URI", default="moecap-store", show_default=True, help="Where results would go.")
+@json_option
+def doctor(address: str, store: str, as_json: bool) -> int:
+    """Show what every node can and cannot measure, and how to enable it."""
+    from cluster.doctor import examination_document, examination_text, examine
+    from cluster.inventory import connected, inventory
+
+    with connected(address):
+        found = examine(inventory(), _absolute(store))
+    _print(examination_document(found) if as_json else examination_text(found))
+    for line in found.needed:
+        click.echo(f"nothing can be measured without: {line}", err=True)
+    return FAILED if found.needed else 0
+
+
+@command
 @click.argument("name", required=False)
 @json_option
 def devices(name: str | None, as_json: bool) -> None:
@@ -226,11 +243,15 @@ def _error_document(error: MoECapError) -> dict[str, Any]:
 
 
 def _stored_at(plan: StudyPlan, store: str | None) -> StudyPlan:
-    """The plan with its store: what was asked for, as a path that means the same to every process of this machine."""
+    """The plan with its store: what was asked for."""
     from dataclasses import replace
 
-    root = store or plan.store
-    return replace(plan, store=root if "://" in root else str(Path(root).expanduser().absolute()))
+    return replace(plan, store=_absolute(store or plan.store))
+
+
+def _absolute(root: str) -> str:
+    """A store's root that means the same to every process of this machine."""
+    return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
 def _show_progress(progress: Any) -> None:

@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 import moecap
 from cluster.enginelog import output_files, read_log
 from cluster.messages import RunSummary
+from moecap.doctor.facts import NodeFacts, look
 from moecap.engine.process import processes_of
 from moecap.errors import ClusterError, EngineError
 from moecap.hardware.calibrated import parts_of_node, parts_of_placement, placed_peaks
@@ -73,6 +74,10 @@ class NodeAgent:
         """Every part of the node."""
         parts = parts_of_node(node, conditions([device.uuid for device in node.devices]))
         return self._calibrations.of(parts, again=again)
+
+    def look(self, store: str) -> NodeFacts:
+        """What this node shows to `moecap-cluster doctor`; `store` is where results would go."""
+        return look(store)
 
     def start_telemetry(self, engine_pid: int) -> None:
         """Sample this host. A recording that a lost engine left open is dropped."""
