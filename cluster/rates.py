@@ -86,7 +86,10 @@ def _what(one: Measured) -> str:
     for ending, _, _ in UNITS:
         shown = shown.removesuffix(ending)
     at = {"KiB" if name == "message_bytes" else name: value for name, value in one.at.items()}
-    units = [f"{value // 1024 if name == 'KiB' else value} {name}" for name, value in at.items()]
+    units = [
+        f"{value // 1024 if name == 'KiB' else value} {name.removesuffix('s') if value == 1 else name}"
+        for name, value in at.items()
+    ]
     return ", ".join([shown.replace("_", " "), *units])
 
 

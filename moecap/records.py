@@ -404,7 +404,9 @@ class Rates:
     """None: it has none, as collectives."""
     measured: tuple[Measured, ...] = ()
     unknown: Mapping[str, str] = field(default_factory=dict)
-    """What could not be measured (a dtype, `ssd`, `collectives` ...) -> why."""
+    """What could not be measured (a dtype, `ssd` ...; `all` of it) -> why."""
+    disturbed: str = ""
+    """What ran beside it, where that was so much that the rates may be too low."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

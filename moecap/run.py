@@ -62,8 +62,6 @@ DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
 UNREAD = dict.fromkeys(
     ("power_cap_w", "clock_policy", "memory_clock_hz", "memory_bus_bits"), "no sampler reads the device's settings"
 )
-DISTURBED_SHARE = 0.2
-"""Of the node's CPUs, busy with other work while a run was measured, above which the run is flagged."""
 
 
 class TelemetryHandle(Protocol):
@@ -289,7 +287,7 @@ def search_flags(search: SearchRecord | None) -> dict[str, str]:
 def environment_flags(peaks: Sequence[Peaks], others: Seen, *, num_cpus: int, niceness: int) -> dict[str, str]:
     """What a reader must know of the machine's state during a run -> why."""
     found = {}
-    if others.others + others.stolen > DISTURBED_SHARE * num_cpus:
+    if others.disturbs(num_cpus):
         found["disturbed"] = f"{others.told}, of {num_cpus}: the machine was not this run's own"
     if niceness > 0:
         found["low_priority"] = f"the engine ran at niceness {niceness}: any other process went first"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +76,9 @@ def calibrate_cpu(
         unknown["int8"] = "torch has no fast and exact int8 matrix product for this CPU"
     if no_ssd:
         unknown["ssd"] = no_ssd
-    return _as_rates(found, sizes, [others.seen().told, *([f"no ssd: {no_ssd}"] if no_ssd else [])], unknown)
+    seen = others.seen()
+    rates = _as_rates(found, sizes, [seen.told, *([f"no ssd: {no_ssd}"] if no_ssd else [])], unknown)
+    return replace(rates, disturbed=seen.told if seen.disturbs(num_threads) else "")
 
 
 def thread_counts(num_threads: int) -> list[int]:

@@ -112,6 +112,8 @@ def why_not_kept(rates: Rates) -> str:
     """Why these rates are not to be used again later; empty when they are."""
     if "all" in rates.unknown:
         return "it failed"
+    if rates.disturbed:
+        return rates.disturbed
     peaks = rates.peaks
     rated = {name: spread for name, spread in peaks.spread.items() if name not in TIERS} if peaks else {}
     unsteady = [f"{name} by {spread:.0%}" for name, spread in rated.items() if spread > UNSTEADY_SPREAD]

@@ -89,6 +89,7 @@ def test_rounds_that_agree_within_half_are_kept_and_disks_may_differ_more() -> N
     assert why_not_kept(rates(memory=0.5, ssd=3.0, host=2.0)) == ""
     assert "int8 by 51%" in why_not_kept(rates(memory=0.1, int8=0.51))
     assert why_not_kept(failed("no torch")) == "it failed"
+    assert why_not_kept(replace(rates(), disturbed="others kept 1.5 CPUs busy")) == "others kept 1.5 CPUs busy"
     assert why_not_kept(Rates(peaks=None)) == ""
 
 
