@@ -21,6 +21,7 @@ from moecap.errors import ConfigError, LeaseHeldError, MoECapError, StudyError, 
 
 if TYPE_CHECKING:
     from cluster.agenda import Agenda
+    from cluster.calibrate import NodeCalibration
     from cluster.driver import Outcome
     from cluster.launch import Launched
     from moecap.records import StudyPlan
@@ -110,6 +111,47 @@ def nodes(address: str, as_json: bool) -> None:
     with connected(address):
         infos = [node.info for node in inventory()]
     _print(to_jsonable(infos) if as_json else node_table(infos))
+
+
+@command
+@address_option
+@click.option("--again", is_flag=True, help="Measure anew what is known already.")
+@json_option
+def calibrate(address: str, again: bool, as_json: bool) -> int:
+    """Measure what every node really reaches, once: memory, matrix products, links, launches, disk, collectives."""
+    import time
+
+    from cluster.calibrate import calibrate_fleet
+    from cluster.inventory import connected, inventory
+    from cluster.rates import calibration_document, calibration_text, origin, part_name
+
+    def report(one: NodeCalibration) -> None:
+        for known in one.known:
+            told = f"{one.node.hostname}: {part_name(known.calibration.part)}: {origin(known, time.time())}"
+            click.echo(told, err=True)
+
+    with connected(address):
+        found = calibrate_fleet(inventory(), again, report)
+    show = calibration_document if as_json else calibration_text
+    _print(show(found, time.time()))
+    return 0 if all(one.good for one in found) else FAILED
+
+
+@command
+@address_option
+@click.option("--store", metavar="URI", default="moecap-store", show_default=True, help="Where results would go.")
+@json_option
+def doctor(address: str, store: str, as_json: bool) -> int:
+    """Show what every node can and cannot measure, and how to enable it."""
+    from cluster.doctor import examination_document, examination_text, examine
+    from cluster.inventory import connected, inventory
+
+    with connected(address):
+        found = examine(inventory(), _absolute(store))
+    _print(examination_document(found) if as_json else examination_text(found))
+    for line in found.needed:
+        click.echo(f"nothing can be measured without: {line}", err=True)
+    return FAILED if found.needed else 0
 
 
 @command
@@ -244,11 +286,15 @@ def _error_document(error: MoECapError) -> dict[str, Any]:
 
 
 def _stored_at(plan: StudyPlan, store: str | None) -> StudyPlan:
-    """The plan with its store: what was asked for, as a path that means the same to every process of this machine."""
+    """The plan with its store: what was asked for."""
     from dataclasses import replace
 
-    root = store or plan.store
-    return replace(plan, store=root if "://" in root else str(Path(root).expanduser().absolute()))
+    return replace(plan, store=_absolute(store or plan.store))
+
+
+def _absolute(root: str) -> str:
+    """A store's root that means the same to every process of this machine."""
+    return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
 def _show_progress(progress: Any) -> None:

@@ -40,6 +40,8 @@ SEARCH_DEADLINES = 4
 START_GRACE_S = 90.0
 """On top of the study's deadline for an engine start: a new process, its imports, the node's calibration, its devices'
 idle power."""
+DEVICE_GRACE_S = 20.0
+"""Besides, for the calibration of each of its devices."""
 NO_PROCESS = "Ray started no process for the engine: others may hold the node's CPUs or devices"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """That Ray puts into tracebacks."""
@@ -95,16 +97,18 @@ class Engines:
         runner = _runner(placement)
         engine = _Engine(runner=runner, processes=runner.processes.remote(), node=node)
         self._engines[command.engine_id] = engine
-        calibrated = None
-        if self._calibrates and not placement.device_uuids:
-            # `after`: the new process would disturb what is calibrated while it starts
-            calibrated = node.agent.calibrate.remote(placement.num_cpus, after=engine.processes)
+        # `after`: the new process would disturb what is measured while it starts; its engine starts afterwards
         idle = node.agent.measure_idle.remote(placement.device_uuids, after=engine.processes)
+        calibrated: Any = ()
+        grace_s = START_GRACE_S
+        if self._calibrates:
+            calibrated = node.agent.calibrate.remote(node.info, placement, after=engine.processes)
+            grace_s += DEVICE_GRACE_S * len(placement.device_uuids)
         opened = runner.open.remote(
             model=command.model, system=command.system, placement=placement, node=node.info, agent=node.agent,
             calibrated=calibrated, store=self._store, after=idle,
         )  # fmt: skip
-        self._await(opened, command.engine_id, "start", self._deadline_s + START_GRACE_S)
+        self._await(opened, command.engine_id, "start", self._deadline_s + grace_s)
 
     def run(self, command: StartRun, attempt: int) -> None:
         """Attempt number `attempt` at a run. Answered by RunStored, RunFailed, WorkerLost or Hung."""

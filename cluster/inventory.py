@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,15 +76,16 @@ def inventory() -> tuple[LiveNode, ...]:
     """Every live node, by host name. ClusterError when one doesn't answer or runs another version of moecap."""
     found = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     agents = {node_id: _agent(node_id) for node_id in found}
-    versions = _answers(found, {node_id: agent.version.remote() for node_id, agent in agents.items()})
+    hostnames = {node_id: node["NodeManagerHostname"] for node_id, node in found.items()}
+    versions = answers(hostnames, {node_id: agent.version.remote() for node_id, agent in agents.items()})
     wrong = {node_id: version for node_id, version in versions.items() if version != moecap.__version__}
     if wrong:
-        listed = ", ".join(f"{found[node_id]['NodeManagerHostname']}: {version}" for node_id, version in wrong.items())
+        listed = ", ".join(f"{hostnames[node_id]}: {version}" for node_id, version in wrong.items())
         raise ClusterError(
             f"this driver runs moecap {moecap.__version__}; other versions on {listed}; install the same"
         )
-    infos = _answers(
-        found,
+    infos = answers(
+        hostnames,
         {node_id: agent.describe.remote(node_id, found[node_id]["Labels"]) for node_id, agent in agents.items()},
     )
     nodes = [
@@ -116,16 +117,18 @@ def _as_offered(info: NodeInfo, resources: dict[str, float]) -> NodeInfo:
     return replace(info, num_cpus=min(info.num_cpus, int(resources.get("CPU", 0))))
 
 
-def _answers(found: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """Node -> its agent's answer."""
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
-    answers = {}
+def answers(
+    hostnames: Mapping[str, str], asked: Mapping[str, Any], timeout_s: float = ANSWER_TIMEOUT_S
+) -> dict[str, Any]:
+    """Node -> its agent's answer. ClusterError for one that doesn't answer in time."""
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout_s)
+    found = {}
     for node_id, ref in asked.items():
-        hostname = found[node_id]["NodeManagerHostname"]
         try:
-            answers[node_id] = ray.get(ref, timeout=0.1)
+            found[node_id] = ray.get(ref, timeout=0.1)
         except RayError as error:
             raise ClusterError(
-                f"node {hostname} gave no answer: {error}; check that moecap {moecap.__version__} is installed there"
+                f"node {hostnames[node_id]} gave no answer: {error}; check that moecap {moecap.__version__} is "
+                "installed there"
             ) from error
-    return answers
+    return found

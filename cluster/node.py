@@ -21,14 +21,15 @@ from ray.exceptions import RayError
 import moecap
 from cluster.enginelog import output_files, read_log
 from cluster.messages import RunSummary
+from moecap.doctor.facts import NodeFacts, look
 from moecap.engine.process import processes_of
-from moecap.errors import CalibrationError, ClusterError, EngineError
-from moecap.hardware.calibrate import calibrate_cpu
+from moecap.errors import ClusterError, EngineError
+from moecap.hardware.calibrated import parts_of_node, parts_of_placement, placed_peaks
+from moecap.hardware.calibration import Calibrations, Known, conditions
 from moecap.hardware.detect import detect_node
 from moecap.hardware.identify import rated_peaks
-from moecap.hardware.ssd import scratch_on_disk
 from moecap.metrics.reduce import headline
-from moecap.records import ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
+from moecap.records import Calibration, ModelSpec, NodeInfo, Peaks, Placement, RunSpec, SystemSpec
 from moecap.run import STEADY_WINDOW, Session
 from moecap.store import RunData, Store
 from moecap.telemetry.base import Telemetry, make_device_samplers
@@ -56,7 +57,7 @@ class NodeAgent:
 
     def __init__(self) -> None:
         self._recorder: Recorder | None = None
-        self._calibrated: dict[int, Peaks] = {}
+        self._calibrations = Calibrations()
         self._idle: dict[str, IdlePower] = {}
 
     def version(self) -> str:
@@ -67,13 +68,21 @@ class NodeAgent:
         """The machine, as seen from itself."""
         return detect_node(node_id, labels)
 
-    def calibrate(self, num_threads: int, after: object = None) -> Peaks:
-        """Peaks of the CPUs, measured once; unknown, with the reason, where that fails. Pass what must have happened
-        before as `after`: Ray waits for it."""
+    def calibrate(self, node: NodeInfo, placement: Placement, after: object = None) -> tuple[Calibration, ...]:
+        """What the peaks of a placement rest on, measured unless it is known; unknown, with the reason, where that
+        fails. Pass what must have happened before as `after`: Ray waits for it."""
         del after
-        if num_threads not in self._calibrated:
-            self._calibrated[num_threads] = _calibrate(num_threads)
-        return self._calibrated[num_threads]
+        parts = parts_of_placement(node, placement, conditions(placement.device_uuids))
+        return tuple(known.calibration for known in self._calibrations.of(parts))
+
+    def calibrate_all(self, node: NodeInfo, again: bool) -> list[Known]:
+        """Every part of the node."""
+        parts = parts_of_node(node, conditions([device.uuid for device in node.devices]))
+        return self._calibrations.of(parts, again=again)
+
+    def look(self, store: str) -> NodeFacts:
+        """What this node shows to `moecap-cluster doctor`; `store` is where results would go."""
+        return look(store)
 
     def measure_idle(self, device_uuids: Sequence[str], after: object = None) -> None:
         """What these devices draw before anything runs on them; once, and at once where there is none. Pass what must
@@ -125,7 +134,7 @@ class Runner:
         placement: Placement,
         node: NodeInfo,
         agent: Any,
-        calibrated: Peaks | None,
+        calibrated: tuple[Calibration, ...],
         store: Store,
         after: object = None,
     ) -> None:
@@ -134,7 +143,9 @@ class Runner:
         del after
         self._node, self._store, self._telemetry = node, store, _RemoteTelemetry(agent)
         peaks = _peaks(node, placement, calibrated)
-        self._session = Session.open(model=model, system=system, placement=placement, node=node, peaks=peaks)
+        self._session = Session.open(
+            model=model, system=system, placement=placement, node=node, peaks=peaks, calibration=calibrated
+        )
 
     def run(self, spec: RunSpec, cooldown_s: float, attempt: int) -> RunSummary:
         """Measure and store. A run that is whole already (its worker died before it could say so) is left alone. One
@@ -187,17 +198,10 @@ def _summary(run: RunData) -> RunSummary:
     )
 
 
-def _calibrate(num_threads: int) -> Peaks:
-    """A node whose peaks can't be measured still serves: what rests on them is unknown, the rest isn't."""
-    try:
-        return calibrate_cpu(num_threads, scratch_on_disk())
-    except CalibrationError as error:
-        return Peaks(source="calibrated", memory_bytes_per_s=None, flops_per_s={}, method=f"failed: {error}")
-
-
-def _peaks(node: NodeInfo, placement: Placement, calibrated: Peaks | None) -> tuple[Peaks, ...]:
+def _peaks(node: NodeInfo, placement: Placement, calibrated: Sequence[Calibration]) -> tuple[Peaks, ...]:
     """Every peak source that is known for the placement."""
-    known = () if calibrated is None else (calibrated,)
+    measured = placed_peaks(placement, calibrated)
+    known = () if measured is None else (measured,)
     placed = [device for device in node.devices if device.uuid in placement.device_uuids]
     return (*known, rated_peaks(placed)) if placed else known
 

@@ -394,6 +394,58 @@ class Peaks:
     """Calibration: (max - min) / median over its repeats, by quantity."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A rate or a cost of hardware that no peak holds."""
+
+    quantity: str
+    """With its unit: `h2d_bytes_per_s`, `kernel_launch_s` ... (docs/hardware.md lists them)."""
+    value: float
+    """The best of all rounds: the highest rate, the lowest cost."""
+    spread: float
+    """(max - min) / median over the rounds' bests."""
+    at: Mapping[str, int] = field(default_factory=dict)
+    """What it holds for: `threads`; `devices` and `message_bytes`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """What a part of a node was measured to reach."""
+
+    peaks: Peaks | None
+    """None: it has none, as collectives."""
+    measured: tuple[Measured, ...] = ()
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    """What could not be measured (a dtype, `ssd` ...; `all` of it) -> why."""
+    disturbed: str = ""
+    """What ran beside it, where that was so much that the rates may be too low."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HardwarePart:
+    """What is calibrated as one, and what its rates depend on: together their identity."""
+
+    kind: Literal["cpu", "device", "collectives"]
+    name: str
+    """CPU model, or device as the driver reports it."""
+    num_threads: int | None = None
+    """Of CPUs."""
+    device_uuids: tuple[str, ...] = ()
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of torch and the driver, power cap, host."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """One part of a node, measured."""
+
+    part: HardwarePart
+    rates: Rates
+    measured_unix_s: float
+    """When: it may have been kept from before."""
+    took_s: float
+
+
 # ---------------------------------------------------------------------------------------------------- what a model is
 
 
@@ -877,6 +929,8 @@ class Manifest:
     """Of a server's client; None in process."""
     search: SearchRecord | None = None
     """How its load was found; None: the study said it."""
+    calibration: tuple[Calibration, ...] = ()
+    """What the peaks rest on, and what was measured beside them; empty: nothing was calibrated for it."""
     tables: Mapping[str, int] = field(default_factory=dict)
     """Table -> its rows; the store fills it in. Empty: written before tables were counted."""
 

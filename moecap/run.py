@@ -23,7 +23,9 @@ from moecap.engine import ENGINES
 from moecap.engine.base import Engine, EngineFacts
 from moecap.errors import ConfigError
 from moecap.hardware.otherload import OtherLoad, Seen
+from moecap.hardware.timing import UNSTEADY_SPREAD
 from moecap.records import (
+    Calibration,
     ClientRecord,
     LoadSpec,
     Manifest,
@@ -62,10 +64,6 @@ DUMMY_WEIGHTS = "random weights: no claim about routing or accuracy"
 
 UNREAD = dict.fromkeys(("power_cap_w", "clock_policy"), "no sampler reads the settings of CPUs")
 """Of runs that compute on the host; devices tell theirs in `device_facts`."""
-DISTURBED_SHARE = 0.2
-"""Of the node's CPUs, busy with other work while a run was measured, above which the run is flagged."""
-UNSTEADY_SPREAD = 0.5
-"""(max - min) / median over a calibration's rounds above which its peak is doubtful: other work ran beside it."""
 
 
 class TelemetryHandle(Protocol):
@@ -97,20 +95,24 @@ class Session:
 
     def __init__(
         self, *, engine: Engine, facts: EngineFacts, model: ModelSpec, placement: Placement, node: NodeInfo,
-        peaks: tuple[Peaks, ...],
+        peaks: tuple[Peaks, ...], calibration: tuple[Calibration, ...] = (),
     ) -> None:  # fmt: skip
         self._engine, self._facts, self._model = engine, facts, model
-        self._placement, self._node, self._peaks = placement, node, peaks
+        self._placement, self._node, self._peaks, self._calibration = placement, node, peaks, calibration
         self._finders: dict[str, LoadFinder] = {}
 
     @classmethod
     def open(
-        cls, *, model: ModelSpec, system: SystemSpec, placement: Placement, node: NodeInfo, peaks: tuple[Peaks, ...]
-    ) -> Session:
+        cls, *, model: ModelSpec, system: SystemSpec, placement: Placement, node: NodeInfo, peaks: tuple[Peaks, ...],
+        calibration: tuple[Calibration, ...] = (),
+    ) -> Session:  # fmt: skip
         """Start the engine. Raises EngineError with the cause when it can't."""
         engine: Engine = resolve(ENGINES, "moecap.engines", system.engine)()
         facts = engine.start(model, system, placement)
-        return cls(engine=engine, facts=facts, model=model, placement=placement, node=node, peaks=peaks)
+        return cls(
+            engine=engine, facts=facts, model=model, placement=placement, node=node, peaks=peaks,
+            calibration=calibration,
+        )  # fmt: skip
 
     def run(self, spec: RunSpec, *, study: str, telemetry: TelemetryHandle) -> RunData:
         """Measure. Telemetry runs from before the first request to after the last; warm-up comes before it.
@@ -261,7 +263,7 @@ class Session:
                 **sampled.unknown, **({} if self._placement.device_uuids else UNREAD), **unknown_of(serve),
             },
             observer_ns=serve.observer_ns, sampler=sampled.stats, device_facts=sampled.device_facts,
-            client=serve.client, search=measured.search,
+            client=serve.client, search=measured.search, calibration=self._calibration,
         )  # fmt: skip
         return RunData(
             manifest=manifest,
@@ -291,7 +293,7 @@ def search_flags(search: SearchRecord | None) -> dict[str, str]:
 def environment_flags(peaks: Sequence[Peaks], others: Seen, *, num_cpus: int, niceness: int) -> dict[str, str]:
     """What a reader must know of the machine's state during a run -> why."""
     found = {}
-    if others.others + others.stolen > DISTURBED_SHARE * num_cpus:
+    if others.disturbs(num_cpus):
         found["disturbed"] = f"{others.told}, of {num_cpus}: the machine was not this run's own"
     if niceness > 0:
         found["low_priority"] = f"the engine ran at niceness {niceness}: any other process went first"

@@ -7,6 +7,13 @@ import os
 
 import pytest
 
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or leaves what this user's calibrations found."""
+    os.environ["MOECAP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 REQUIRED = os.environ.get("MOECAP_REQUIRE", "").split(",")
 
 
@@ -16,7 +23,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def has_gpus() -> bool:
+def has_several_gpus() -> bool:
     import torch
 
     return torch.cuda.device_count() > 1
@@ -28,7 +35,7 @@ def has_vllm() -> bool:
 
 NEEDS = {
     "gpu": (has_gpu, "needs a CUDA GPU"),
-    "multi_gpu": (has_gpus, "needs several CUDA GPUs"),
+    "multi_gpu": (has_several_gpus, "needs several CUDA GPUs"),
     "vllm": (has_vllm, "needs vLLM, which is not installed here; scripts/test-vllm installs it and runs these tests"),
 }
 

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"accuracy", "engine", "hardware", "model", "overrides", "prices", "store", "study_loads", "workload"},
     "run": BASE
     | {"accuracy", "engine", "hardware", "model", "schema", "store", "telemetry", "trials", "windows", "workload"},
+    "doctor": BASE | {"engine", "hardware", "telemetry"},
     "metrics": BASE | {"hardware", "model", "schema", "store", "prices", "windows"},
     "predict": BASE | {"hardware", "model", "store"},
     "report": BASE | {"predict", "schema", "store", "metrics"},

@@ -5,7 +5,7 @@ Importing this module loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,23 +23,32 @@ def keeping_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def read_kernels(array_bytes: int, thread_counts: Sequence[int]) -> list[Kernel]:
-    """STREAM-like kernels over float32 arrays of `array_bytes`; their work is the bytes that they read.
+class Streams:
+    """STREAM-like kernels over three float32 arrays of `array_bytes`."""
 
-    What they write isn't counted: the peak is to divide bytes that a model reads.
-    """
-    x, y, z = (torch.ones(array_bytes // 4) for _ in range(3))
-    streams: dict[str, tuple[int, Callable[[], object]]] = {
-        "sum": (1, x.sum),
-        "dot": (2, lambda: torch.dot(x, y)),
-        "copy": (1, lambda: z.copy_(x)),
-        "triad": (2, lambda: z.add_(x, alpha=0.5)),  # reads z and x, writes z: no read for ownership goes uncounted
-    }
-    return [
-        _kernel(name, arrays * 4 * x.numel(), call, threads)
-        for threads in thread_counts
-        for name, (arrays, call) in streams.items()
-    ]
+    def __init__(self, array_bytes: int) -> None:
+        self._x, self._y, self._z = (torch.ones(array_bytes // 4) for _ in range(3))
+        self._bytes = 4 * self._x.numel()
+
+    def reads(self, threads: int, *, writing: bool = True) -> list[Kernel]:
+        """Their work is the bytes that they read; of those that write, too, what they write isn't counted: the peak is
+        to divide bytes that a model reads."""
+        x, y, z = self._x, self._y, self._z
+        kernels = [
+            _kernel("sum", self._bytes, x.sum, threads),
+            _kernel("dot", 2 * self._bytes, lambda: torch.dot(x, y), threads),
+        ]
+        if writing:
+            kernels += [
+                _kernel("copy", self._bytes, lambda: z.copy_(x), threads),
+                # reads z and x, writes z: no read for ownership goes uncounted
+                _kernel("triad", 2 * self._bytes, lambda: z.add_(x, alpha=0.5), threads),
+            ]
+        return kernels
+
+    def copy(self, threads: int) -> Kernel:
+        """Its work is the bytes that it reads and those that it writes."""
+        return _kernel("copy", 2 * self._bytes, lambda: self._z.copy_(self._x), threads)
 
 
 def gemm_kernel(dtype: str, threads: int, size: int) -> Kernel:

@@ -14,6 +14,10 @@ BUSY = ("user", "nice", "system", "irq", "softirq")
 """Kinds of CPU time that keep a CPU from idling; what runs niced is counted apart from `user`."""
 
 
+DISTURBING_SHARE = 0.2
+"""Of the CPUs in use, busy with other work, above which what is measured on them is doubtful."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
     """Means over the while, in CPUs."""
@@ -22,6 +26,10 @@ class Seen:
     """Busy with other processes."""
     stolen: float
     """Given to other machines by a hypervisor."""
+
+    def disturbs(self, num_cpus: int) -> bool:
+        """Whether it was too much beside a measurement on so many CPUs."""
+        return self.others + self.stolen > DISTURBING_SHARE * num_cpus
 
     @property
     def told(self) -> str:

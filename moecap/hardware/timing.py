@@ -5,13 +5,18 @@ It knows nothing of what a kernel does, only how much work a call is.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from statistics import median
 
+from moecap.records import Measured
+
 ROUNDS = 5
+UNSTEADY_SPREAD = 0.5
+"""(max - min) / median over the rounds above which a peak is doubtful: other work ran beside it."""
 
 Timer = Callable[[], float]
 """Seconds on a clock that never goes back."""
@@ -35,6 +40,14 @@ class PeakRate:
     kernel: str
     spread: float
     """(max - min) / median over the rounds' best rates."""
+
+    def as_rate(self, quantity: str, **at: int) -> Measured:
+        """Work per second."""
+        return Measured(quantity=quantity, value=self.work_per_s, spread=self.spread, at=at)
+
+    def as_cost(self, quantity: str, **at: int) -> Measured:
+        """Seconds per unit of work."""
+        return Measured(quantity=quantity, value=1 / self.work_per_s, spread=self.spread, at=at)
 
 
 def fastest_s(call: Callable[[], object], budget_s: float, timer: Timer) -> float:
@@ -62,7 +75,37 @@ def peak_rates(
         kernel.call()
     share_s = budget_s / (ROUNDS * len(kernels))
     rounds = [{quantity: _best(some, share_s, timer) for quantity, some in kernels.items()} for _ in range(ROUNDS)]
-    return {quantity: _peak([one[quantity] for one in rounds]) for quantity in kernels}
+    return {quantity: peak_of([one[quantity] for one in rounds]) for quantity in kernels}
+
+
+def lasting(kernel: Kernel, call_s: float, timer: Timer) -> Kernel:
+    """The same, so often in one call that a call takes about `call_s`: what a call costs by itself then hardly
+    counts."""
+    kernel.call()
+    times = max(1, math.ceil(call_s / fastest_s(kernel.call, 0.0, timer)))
+
+    def call() -> None:
+        for _ in range(times):
+            kernel.call()
+
+    return Kernel(name=kernel.name, work=times * kernel.work, call=call)
+
+
+def affordable_sizes(
+    kernel_of: Callable[[int], Kernel], sizes: Sequence[int], limit_s: float, timer: Timer = time.perf_counter
+) -> list[int]:
+    """Ascending sizes whose calls take at most `limit_s`, judged by the size before; always the first.
+
+    Time grows with the cube of the size. A larger product comes closer to the peak, if there is time for it.
+    """
+    affordable = [sizes[0]]
+    for previous, size in pairwise(sizes):
+        kernel = kernel_of(previous)
+        kernel.call()
+        if fastest_s(kernel.call, 0.0, timer) * (size / previous) ** 3 > limit_s:
+            break
+        affordable.append(size)
+    return affordable
 
 
 def _best(kernels: Sequence[Kernel], budget_s: float, timer: Timer) -> tuple[float, str]:
@@ -70,7 +113,8 @@ def _best(kernels: Sequence[Kernel], budget_s: float, timer: Timer) -> tuple[flo
     return max((kernel.work / fastest_s(kernel.call, share_s, timer), kernel.name) for kernel in kernels)
 
 
-def _peak(rounds: Sequence[tuple[float, str]]) -> PeakRate:
+def peak_of(rounds: Sequence[tuple[float, str]]) -> PeakRate:
+    """Of every round's best rate and the kernel that reached it."""
     rates = [rate for rate, _ in rounds]
     peak, name = max(rounds)
     return PeakRate(work_per_s=peak, kernel=name, spread=(peak - min(rates)) / median(rates))

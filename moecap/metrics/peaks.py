@@ -10,13 +10,14 @@ from dataclasses import replace
 
 from moecap.records import Manifest, Peaks
 
-Hardware = tuple[str, int]
-"""Fingerprint, and CPUs that are used of it."""
+Hardware = tuple[str, int, tuple[str, ...]]
+"""Fingerprint, and what is used of it: CPUs, and models of devices."""
 
 
 def hardware_of(manifest: Manifest) -> Hardware:
     """What a calibration is of."""
-    return manifest.fingerprint, manifest.placement.num_cpus
+    placed = [device.name for device in manifest.node.devices if device.uuid in manifest.placement.device_uuids]
+    return manifest.fingerprint, manifest.placement.num_cpus, tuple(sorted(placed))
 
 
 def highest_calibrations(manifests: Iterable[Manifest]) -> Mapping[Hardware, Peaks]:

@@ -28,6 +28,8 @@ OPTIONS = {
         "study", "address", "store", "resume", "retry_failed", "dry_run", "max_runs", "overrides", "as_json",
     },
     "nodes": {"address", "as_json"},
+    "calibrate": {"address", "again", "as_json"},
+    "doctor": {"address", "store", "as_json"},
     "model": {"model", "dtype", "kv_dtype", "as_json"},
     "devices": {"name", "as_json"},
     "status": {"store", "study_name", "as_json"},
@@ -191,12 +193,13 @@ def test_every_command_explains_itself() -> None:
     assert all(isinstance(command, click.Command) and command.help for command in main.commands.values())
 
 
-def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
+@pytest.mark.parametrize("command", ["nodes", "calibrate", "doctor"])
+def test_an_address_where_nothing_answers_is_refused_at_once(command: str) -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         begin_s = time.monotonic()
-        result = CliRunner().invoke(main, ["nodes", "--address", address])
+        result = CliRunner().invoke(main, [command, "--address", address])
     assert result.exit_code == 1
     assert address in result.stderr and "is its head running?" in result.stderr
     assert time.monotonic() - begin_s < 20

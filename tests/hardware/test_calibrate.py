@@ -11,13 +11,19 @@ from moecap.errors import CalibrationError
 from moecap.hardware import calibrate, cpu_kernels, ssd
 from moecap.hardware.calibrate import CalibrationSizes, calibrate_cpu, last_level_cache_bytes, thread_counts
 from moecap.hardware.timing import Kernel
+from moecap.records import Peaks, Rates
 
 TINY = CalibrationSizes(array_bytes=2**18, gemm_sizes=(32, 64), file_bytes=2 * ssd.BLOCK_BYTES)
 
 
+def peaks_of(rates: Rates) -> Peaks:
+    assert rates.peaks is not None
+    return rates.peaks
+
+
 def test_calibration_hands_over_positive_peaks_with_a_spread_each(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    peaks = calibrate_cpu(1, tmp_path, seconds=0.02, sizes=TINY)
+    peaks = peaks_of(calibrate_cpu(1, tmp_path, seconds=0.02, sizes=TINY))
     assert peaks.source == "calibrated"
     assert peaks.memory_bytes_per_s is not None and peaks.memory_bytes_per_s > 0
     assert {"float32", "bfloat16"} <= set(peaks.flops_per_s) <= {"float32", "bfloat16", "int8"}
@@ -29,7 +35,7 @@ def test_calibration_hands_over_positive_peaks_with_a_spread_each(tmp_path: Path
 
 
 def test_the_method_names_the_winning_kernels_and_what_ran_beside(tmp_path: Path) -> None:
-    method = calibrate_cpu(1, tmp_path, seconds=0.02, sizes=TINY).method
+    method = peaks_of(calibrate_cpu(1, tmp_path, seconds=0.02, sizes=TINY)).method
     assert "on 1 thread" in method
     assert "5 rounds" in method
     assert "other processes kept" in method
@@ -39,7 +45,9 @@ def test_without_direct_reads_ssd_is_left_out_and_the_method_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssd, "_filesystem", lambda folder: "tmpfs")
-    peaks = calibrate_cpu(1, tmp_path, seconds=0.02, sizes=TINY)
+    rates = calibrate_cpu(1, tmp_path, seconds=0.02, sizes=TINY)
+    peaks = peaks_of(rates)
+    assert rates.unknown["ssd"] == f"{tmp_path} lies on tmpfs, in memory"
     assert peaks.tier_bytes_per_s == {} and "ssd" not in peaks.spread
     assert f"no ssd: {tmp_path} lies on tmpfs, in memory" in peaks.method
 
@@ -55,7 +63,7 @@ def test_int8_counts_only_where_its_product_is_exact_and_fast(tmp_path: Path, mo
             return replace(kernel, work=kernel.work * share) if dtype == "int8" else kernel
 
         monkeypatch.setattr(cpu_kernels, "gemm_kernel", kernel_of)
-        return set(calibrate_cpu(1, tmp_path, seconds=0.02, sizes=TINY).flops_per_s)
+        return set(peaks_of(calibrate_cpu(1, tmp_path, seconds=0.02, sizes=TINY)).flops_per_s)
 
     monkeypatch.setattr(cpu_kernels, "int8_is_exact", lambda: True)
     assert "int8" in with_int8_of(50.0)
@@ -73,20 +81,30 @@ def test_failures_are_calibration_errors(tmp_path: Path, monkeypatch: pytest.Mon
     def out_of_memory(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(cpu_kernels, "read_kernels", out_of_memory)
+    monkeypatch.setattr(cpu_kernels, "Streams", out_of_memory)
     with pytest.raises(CalibrationError, match="can't allocate"):
         calibrate_cpu(1, tmp_path, sizes=TINY)
 
 
-def test_read_kernels_count_the_bytes_they_read_and_no_written_ones() -> None:
-    kernels = {kernel.name: kernel.work for kernel in cpu_kernels.read_kernels(4096, [1])}
+def test_reads_count_the_bytes_that_they_read_and_no_written_ones() -> None:
+    streams = cpu_kernels.Streams(4096)
     one_array, two_arrays = 4096, 8192
-    assert kernels == {
+    assert {kernel.name: kernel.work for kernel in streams.reads(1)} == {
         "sum on 1 thread": one_array,
         "dot on 1 thread": two_arrays,
         "copy on 1 thread": one_array,
         "triad on 1 thread": two_arrays,
     }
+    assert [kernel.name for kernel in streams.reads(2, writing=False)] == ["sum on 2 threads", "dot on 2 threads"]
+    assert streams.copy(1).work == two_arrays  # as a copy it reads one array and writes another
+
+
+def test_memory_is_read_by_every_number_of_threads_and_the_best_is_the_peak(tmp_path: Path) -> None:
+    rates = calibrate_cpu(2, tmp_path, seconds=0.02, sizes=TINY)
+    reads = {one.at["threads"]: one.value for one in rates.measured if one.quantity == "host_read_bytes_per_s"}
+    assert set(reads) == {1, 2}
+    assert max(reads.values()) == peaks_of(rates).memory_bytes_per_s
+    assert [one.quantity for one in rates.measured] == ["host_read_bytes_per_s"] * 2 + ["copy_bytes_per_s"]
 
 
 def test_gemm_kernels_count_a_multiply_and_an_add_per_term() -> None:
@@ -99,7 +117,8 @@ def test_gemm_kernels_count_a_multiply_and_an_add_per_term() -> None:
 def test_threads_are_halved_down() -> None:
     assert thread_counts(1) == [1]
     assert thread_counts(2) == [2, 1]
-    assert thread_counts(12) == [12, 6, 3]
+    assert thread_counts(12) == [12, 6, 3, 1]
+    assert thread_counts(192) == [192, 96, 48, 24, 12, 6, 3, 1]
 
 
 def test_caches_of_the_last_level_are_added_once_each(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from itertools import repeat
 
 import pytest
 
-from moecap.hardware.calibrate import affordable_sizes
-from moecap.hardware.timing import ROUNDS, Kernel, fastest_s, peak_rates
+from moecap.hardware.timing import ROUNDS, Kernel, PeakRate, affordable_sizes, fastest_s, lasting, peak_rates
 
 
 class FakeClock:
@@ -69,3 +68,25 @@ def test_sizes_stop_where_a_call_would_take_too_long(limit_s: float, sizes: list
 
     # 512 takes 0.8 s, 1024 6.4 s, 4096 409.6 s; the first is always kept
     assert affordable_sizes(kernel_of, (256, 512, 1024, 4096), limit_s, clock) == sizes
+
+
+def test_a_kernel_is_repeated_until_a_call_lasts() -> None:
+    """3 ms at a time: 4 times are the first to reach 10 ms."""
+    clock = FakeClock()
+    kernel = lasting(Kernel(name="k", work=5.0, call=clock.taking(repeat(0.003))), 0.01, clock)
+    begin_s = clock.now_s
+    kernel.call()
+    assert clock.now_s - begin_s == pytest.approx(0.012)
+    assert (kernel.name, kernel.work) == ("k", 20.0)
+
+
+def test_a_kernel_that_lasts_by_itself_is_called_once() -> None:
+    clock = FakeClock()
+    assert lasting(Kernel(name="k", work=5.0, call=clock.taking(repeat(0.5))), 0.01, clock).work == 5.0
+
+
+def test_a_rate_read_as_a_cost_is_its_inverse() -> None:
+    peak = PeakRate(work_per_s=250_000.0, kernel="k", spread=0.1)
+    assert peak.as_cost("kernel_launch_s").value == pytest.approx(4e-6)
+    rate = peak.as_rate("host_read_bytes_per_s", threads=4)
+    assert (rate.value, rate.spread, rate.at) == (250_000.0, 0.1, {"threads": 4})

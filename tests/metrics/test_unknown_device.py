@@ -63,9 +63,11 @@ def test_it_is_placed_by_any_and_by_the_drivers_name() -> None:
 
 def test_the_node_hands_over_unknown_peaks_with_the_reason(tmp_path: Path) -> None:
     from cluster.node import _peaks
-    from moecap.records import Peaks
+    from moecap.records import Calibration, HardwarePart, Peaks, Rates
 
     measured = Peaks(source="calibrated", memory_bytes_per_s=1.0, flops_per_s={})
-    calibrated, catalogue = _peaks(GPU_NODE, PLACEMENT, measured)
+    part = HardwarePart(kind="device", name="NVIDIA R100", device_uuids=("GPU-1",))
+    known = Calibration(part=part, rates=Rates(peaks=measured), measured_unix_s=0.0, took_s=1.0)
+    calibrated, catalogue = _peaks(GPU_NODE, PLACEMENT, [known])
     assert calibrated == measured and catalogue.memory_bytes_per_s is None and "NVIDIA R100" in catalogue.method
-    assert _peaks(GPU_NODE, replace(PLACEMENT, device_uuids=()), None) == ()
+    assert _peaks(GPU_NODE, replace(PLACEMENT, device_uuids=()), ()) == ()
