@@ -94,10 +94,12 @@ class NodeAgent:
 
     def start_telemetry(self, engine_pid: int, device_uuids: Sequence[str]) -> None:
         """Sample this host and these of its devices. A recording that a lost engine left open is dropped."""
-        if self._recorder is not None:
-            self._recorder.stop()
-        self._recorder = Recorder(hz=TELEMETRY_HZ)
-        self._recorder.start(engine_pid, device_uuids)
+        left_open, self._recorder = self._recorder, None
+        if left_open is not None:
+            left_open.stop()
+        recorder = Recorder(hz=TELEMETRY_HZ)
+        recorder.start(engine_pid, device_uuids)
+        self._recorder = recorder  # one that couldn't start leaves nothing to stop
 
     def stop_telemetry(self) -> Telemetry:
         """What was sampled since the start."""

@@ -33,9 +33,10 @@ class Devices:
             self.facts[uuid] = _facts(readers, uuid, never.get("power_w", "no sampler tells it"))
 
     def take(self, *, edge: bool, charge: Callable[[object], None]) -> None:
-        """One row of each device, at the time when its turn came. `charge` is called after each sampler."""
+        """One row of each device, all of one time, so that readings of several can be added. `charge` is called after
+        each sampler."""
+        now_ns = time.monotonic_ns()
         for uuid, readers in self._readers.items():
-            now_ns = time.monotonic_ns()
             readings = []
             for sampler in readers:
                 readings.append(guarded(sampler, uuid, now_ns, edge=edge))

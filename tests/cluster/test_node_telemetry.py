@@ -52,3 +52,13 @@ def test_an_agent_that_did_not_measure_says_so(measured: list[tuple[str, ...]]) 
     agent.start_telemetry(1, ("GPU-a",))
     facts = agent.stop_telemetry().device_facts["GPU-a"]
     assert facts.idle_power_w is None and "restarted" in facts.unknown["idle_power_w"]
+
+
+def test_a_recording_that_cannot_start_spoils_none_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = NodeAgent()
+    with monkeypatch.context() as broken:
+        broken.setattr("moecap.telemetry.recorder.Devices", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            agent.start_telemetry(1, ())
+    agent.start_telemetry(1, ())
+    assert len(agent.stop_telemetry().samples) >= 2
