@@ -89,8 +89,12 @@ class NodeAgent:
         have happened before as `after`, as for `calibrate`."""
         del after
         new = [uuid for uuid in device_uuids if uuid not in self._idle]
-        if new:
+        if not new:
+            return
+        try:
             self._idle |= idle_powers(make_device_samplers(IDLE_SAMPLERS), new)
+        except Exception as error:  # noqa: BLE001 - the engine can do without; the reason is kept in the record
+            self._idle |= dict.fromkeys(new, IdlePower(reason=f"{type(error).__name__}: {error}"))
 
     def start_telemetry(self, engine_pid: int, device_uuids: Sequence[str]) -> None:
         """Sample this host and these of its devices. A recording that a lost engine left open is dropped."""

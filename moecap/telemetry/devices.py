@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from moecap.records import DeviceFacts
 from moecap.telemetry.base import DEVICE_QUANTITIES, DeviceSampler, Reading
-from moecap.telemetry.devicelog import DeviceLog
+from moecap.telemetry.devicelog import REASONS, DeviceLog
 
 FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("name", "unknown"))
 
@@ -60,7 +60,11 @@ def opened(sampler: DeviceSampler, device_uuids: Sequence[str]) -> Mapping[str, 
 def guarded(sampler: DeviceSampler, device_uuid: str, now_ns: int, *, edge: bool) -> Reading:
     """What it says; all its quantities unknown when it raises."""
     try:
-        return sampler.sample(device_uuid, now_ns, edge=edge)
+        reading = sampler.sample(device_uuid, now_ns, edge=edge)
+        for quantity, value in reading.values.items():
+            if quantity != REASONS and not isinstance(value, int | float):
+                raise TypeError(f"{quantity} is {value!r}, no number")
+        return reading
     except Exception as error:  # noqa: BLE001 - as above
         return Reading(unknown=dict.fromkeys(sampler.quantities, f"{type(error).__name__}: {error}"))
 

@@ -62,3 +62,10 @@ def test_a_recording_that_cannot_start_spoils_none_after_it(monkeypatch: pytest.
             agent.start_telemetry(1, ())
     agent.start_telemetry(1, ())
     assert len(agent.stop_telemetry().samples) >= 2
+
+
+def test_idle_power_that_cannot_be_measured_is_null_and_ends_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "idle_powers", lambda *_: 1 / 0)
+    agent = NodeAgent()
+    agent.measure_idle(("GPU-a",))
+    assert agent._idle == {"GPU-a": IdlePower(reason="ZeroDivisionError: division by zero")}

@@ -185,3 +185,18 @@ def test_every_registered_sampler_of_devices_honours_the_contract() -> None:
         assert set(refused) == {"GPU-there-is-none"} and all(refused.values())
         sampler.close()
         sampler.close()
+
+
+def test_what_is_no_number_ends_no_recording() -> None:
+    class Strange(Counting):
+        def sample(self, device_uuid: str, now_ns: int, *, edge: bool) -> Reading:
+            super().sample(device_uuid, now_ns, edge=edge)
+            return Reading(values={"energy_j": "N/A"})
+
+    strange = Strange(enough=3)
+    recorder = Recorder([], device_samplers=[strange], hz=500.0)
+    recorder.start(None, ("GPU-a",))
+    assert strange.reached.wait(30)
+    telemetry = recorder.stop()
+    assert len(telemetry.device_samples) == len(telemetry.samples) >= 3
+    assert telemetry.unknown["devices.energy_j"] == "TypeError: energy_j is 'N/A', no number"
